@@ -1,0 +1,1 @@
+"""From an FX partition to a program, its schedule, its source and a callable."""

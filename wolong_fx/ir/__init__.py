@@ -1,0 +1,1 @@
+"""The program IR shared by all targets: index expressions, tile programs, stages, loops, buffers."""

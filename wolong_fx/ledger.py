@@ -1,0 +1,67 @@
+"""The ledger: what was decided about every operator, by which step, why, and at which line of the user's model."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+ACTIONS = ("removed", "replaced", "folded", "fused", "fell-back", "kept")
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One line of the ledger."""
+
+    step: str
+    node: str
+    action: str
+    because: str
+    where: str
+
+    def __str__(self) -> str:
+        place = f" at {self.where}" if self.where else ""
+        return f"{self.step}: {self.node} {self.action}{place}: {self.because}"
+
+
+@dataclass
+class Ledger:
+    """Decisions, seconds by step and operator counts (before, after) by step of one compiled graph."""
+
+    decisions: list[Decision] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    op_counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def note(self, step: str, node: object, action: str, because: str) -> None:
+        """Record a decision; `node` is an fx.Node (its meta gives the user's line) or a name."""
+        assert action in ACTIONS, action
+        self.decisions.append(Decision(step, str(node), action, because, user_line(node)))
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the seconds spent inside to `timings[step]`."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[step] = self.timings.get(step, 0.0) + perf_counter() - start
+
+    def count(self, action: str) -> int:
+        return sum(d.action == action for d in self.decisions)
+
+    def fallbacks(self) -> Counter[str]:
+        """Reasons of the operators that run outside our kernels, with how often each occurs."""
+        return Counter(d.because for d in self.decisions if d.action == "fell-back")
+
+
+def user_line(node: object) -> str:
+    """`file:line` of the user's model that a node came from; the innermost frame outside torch, "" when unknown."""
+    trace = (getattr(node, "meta", None) or {}).get("stack_trace") or ""
+    frames = [m.group("file", "line") for m in _FRAME.finditer(trace)]
+    own = [f for f in frames if "/torch/" not in f[0] and "/wolong_fx/" not in f[0]]
+    return ":".join((own or frames)[-1]) if frames else ""

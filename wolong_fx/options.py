@@ -1,0 +1,100 @@
+"""The one settings object. Field name == torch.compile option key == Hydra key == WOLONG_<KEY>."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from wolong_fx.errors import BadOptionValue, UnknownOption
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "target": ("cpu", "reference"),
+    "isa": ("auto", "avx512", "avx2", "portable"),
+    "dump": ("graph", "program", "source"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is compiled. Frozen and hashable: it is part of the cache key.
+
+    target: "cpu" emits C++; "reference" interprets the program (slow, the oracle)
+    threads: size of the thread team; 0 = as many processors as this process may use
+    isa: instruction set of the CPU target; "auto" = the best this machine has
+    disable: names of passes and steps not to run (`wolong options` lists them)
+    dump: which artefacts to write to `dump_dir`
+    cache_dir: where kernels are kept; "" = ~/.cache/wolong_fx
+    cache_size_mb: kernels used longest ago are deleted above this size
+    min_ops: partitions of fewer operators stay eager
+    """
+
+    target: str = "cpu"
+    threads: int = 0
+    isa: str = "auto"
+    disable: tuple[str, ...] = ()
+    dump: tuple[str, ...] = ()
+    dump_dir: str = "wolong_dump"
+    cache_dir: str = ""
+    cache_size_mb: int = 2048
+    min_ops: int = 2
+
+    @classmethod
+    def of(cls, *, where: str = "options", **values: object) -> Options:
+        """Options from keywords over the environment's; raises UnknownOption, BadOptionValue."""
+        known = {f.name: f for f in fields(cls)}
+        merged = _from_env() | {name: (value, where) for name, value in values.items()}
+        checked: dict[str, object] = {}
+        for name, (value, origin) in merged.items():
+            if name not in known:
+                raise UnknownOption(name=name, where=origin, nearest=_nearest(name, known))
+            checked[name] = _checked(name, value, known[name].default, origin)
+        return cls(**checked)  # type: ignore[arg-type]
+
+
+def is_enabled() -> bool:
+    """False when WOLONG=0: the kill switch that leaves every model eager."""
+    return os.environ.get("WOLONG", "1") != "0"
+
+
+def _from_env() -> dict[str, tuple[object, str]]:
+    prefix = "WOLONG_"
+    names = {f.name for f in fields(Options)}
+    found = {key[len(prefix) :].lower(): (value, key) for key, value in os.environ.items() if key.startswith(prefix)}
+    return {name: pair for name, pair in found.items() if name in names}
+
+
+def _nearest(name: str, known: Mapping[str, object]) -> str:
+    return (difflib.get_close_matches(name, known, n=1, cutoff=0.0) or sorted(known))[0]
+
+
+def _checked(name: str, value: object, default: object, where: str) -> object:
+    if isinstance(default, tuple):
+        return _checked_tuple(name, value, where)
+    if isinstance(default, int):
+        return _checked_int(name, value, where)
+    if not isinstance(value, str) or (name in CHOICES and value not in CHOICES[name]):
+        raise BadOptionValue(name=name, value=value, where=where, expected=_expected(name, "a string"))
+    return value
+
+
+def _checked_int(name: str, value: object, where: str) -> int:
+    text = str(value).strip()
+    if isinstance(value, bool) or not text.isdecimal():
+        raise BadOptionValue(name=name, value=value, where=where, expected="a whole number, 0 or more")
+    return int(text)
+
+
+def _checked_tuple(name: str, value: object, where: str) -> tuple[str, ...]:
+    items = [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(v, str) for v in items):
+        raise BadOptionValue(name=name, value=value, where=where, expected="names separated by commas")
+    wrong = [v for v in items if name in CHOICES and v not in CHOICES[name]]
+    if wrong:
+        raise BadOptionValue(name=name, value=wrong[0], where=where, expected=_expected(name, "names"))
+    return tuple(items)
+
+
+def _expected(name: str, otherwise: str) -> str:
+    return "one of " + ", ".join(repr(c) for c in CHOICES[name]) if name in CHOICES else otherwise

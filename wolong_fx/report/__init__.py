@@ -1,0 +1,1 @@
+"""What was done to a model and why: ledger views for people and machines."""

@@ -1,0 +1,1 @@
+"""Building, caching, loading and launching kernels; arenas and the executor of partitioned graphs."""

@@ -1,0 +1,1 @@
+"""Public test helpers: the float64 oracle, operator samples, golden files."""

@@ -1,0 +1,1 @@
+"""The Hydra-configured training run, the only room that knows all others."""
