@@ -61,7 +61,11 @@ def is_enabled() -> bool:
 def _from_env() -> dict[str, tuple[object, str]]:
     prefix = "WOLONG_"
     names = {f.name for f in fields(Options)}
-    found = {key[len(prefix) :].lower(): (value, key) for key, value in os.environ.items() if key.startswith(prefix)}
+    found = {
+        key[len(prefix) :].lower(): (value, key)
+        for key, value in os.environ.items()
+        if key.startswith(prefix)
+    }
     return {name: pair for name, pair in found.items() if name in names}
 
 
