@@ -1,17 +1,28 @@
-"""The ledger: what was decided about every operator, by which step, why, and at which line of the user's model."""
+"""The ledger: what was decided about every operator, by which step, why, and where in the user's model."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from time import perf_counter
 
 ACTIONS = ("removed", "replaced", "folded", "fused", "fell-back", "kept")
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+
+
+def _folder(package: str) -> str:
+    spec = find_spec(package)
+    return os.path.dirname(spec.origin) + os.sep if spec and spec.origin else os.sep
+
+
+# Folders, not substrings: a user's own checkout may well lie under a directory named torch.
+_LIBRARIES = (_folder("torch"), _folder("wolong_fx"))
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,11 @@ class Ledger:
 
 
 def user_line(node: object) -> str:
-    """`file:line` of the user's model that a node came from; the innermost frame outside torch, "" when unknown."""
+    """`file:line` of the user's model that a node came from: the innermost frame outside torch, or ""."""
     trace = (getattr(node, "meta", None) or {}).get("stack_trace") or ""
     frames = [m.group("file", "line") for m in _FRAME.finditer(trace)]
-    own = [f for f in frames if "/torch/" not in f[0] and "/wolong_fx/" not in f[0]]
-    return ":".join((own or frames)[-1]) if frames else ""
+    for packages in (_LIBRARIES, _LIBRARIES[:1], ()):
+        theirs = [frame for frame in frames if not frame[0].startswith(packages)]
+        if theirs:
+            return ":".join(theirs[-1])
+    return ""

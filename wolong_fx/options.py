@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from wolong_fx.errors import BadOptionValue, UnknownOption
 
@@ -23,8 +25,9 @@ class Options:
     target: "cpu" emits C++; "reference" interprets the program (slow, the oracle)
     threads: size of the thread team; 0 = as many processors as this process may use
     isa: instruction set of the CPU target; "auto" = the best this machine has
-    disable: names of passes and steps not to run (`wolong options` lists them)
-    dump: which artefacts to write to `dump_dir`
+    disable: names of passes and steps not to run (`wolong passes` lists them)
+    dump: which artefacts to write: "graph", "program", "source"
+    dump_dir: the directory they are written to
     cache_dir: where kernels are kept; "" = ~/.cache/wolong_fx
     cache_size_mb: kernels used longest ago are deleted above this size
     min_ops: partitions of fewer operators stay eager
@@ -51,6 +54,24 @@ class Options:
                 raise UnknownOption(name=name, where=origin, nearest=_nearest(name, known))
             checked[name] = _checked(name, value, known[name].default, origin)
         return cls(**checked)  # type: ignore[arg-type]
+
+
+class OptionRow(NamedTuple):
+    """One option as people are shown it: `wolong options` and docs/environment.md."""
+
+    name: str
+    variable: str
+    default: object
+    meaning: str
+
+
+def option_table() -> list[OptionRow]:
+    """Every option with its environment variable, its default and the line of Options' docstring about it."""
+    meanings = dict(re.findall(r"^ *(\w+): (.+)$", Options.__doc__ or "", re.MULTILINE))
+    return [
+        OptionRow(f.name, f"WOLONG_{f.name.upper()}", f.default, meanings.get(f.name, ""))
+        for f in fields(Options)
+    ]
 
 
 def is_enabled() -> bool:
