@@ -7,11 +7,11 @@ cannot quietly run half of the tests.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ CAPABILITIES: dict[str, Capability] = {
     "avx512": Capability(lambda: "avx512f" in _cpu_flags(), "needs a processor with AVX-512"),
     "two_cores": Capability(lambda: len(os.sched_getaffinity(0)) > 1, "needs two processors"),
     "unprivileged": Capability(lambda: os.geteuid() != 0, "needs a user whom file modes bind (not root)"),
-    "tensorboard": Capability(lambda: importlib.util.find_spec("tensorboard") is not None, "needs tensorboard"),
+    "tensorboard": Capability(lambda: find_spec("tensorboard") is not None, "needs tensorboard"),
     "gpu": Capability(_has_gpu, "needs a CUDA device"),
     "fabric": Capability(lambda: Path("/sys/class/infiniband").is_dir(), "needs an RDMA device"),
     "engine": Capability(lambda: shutil.which("sbatch") is not None, "needs a running Slurm or Ray"),

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import ast
+import pickle
+import string
+from pathlib import Path
+
+import pytest
+
+from wolong_fx import errors
+from wolong_fx.errors import WolongError
+
+ROOT = Path(__file__).parents[1]
+CATALOGUE = {c.__name__: c for c in vars(errors).values() if isinstance(c, type) and c is not WolongError}
+
+# One row an error: the facts it is raised with and the whole message a person reads.
+MESSAGES: dict[str, tuple[dict[str, object], str]] = {
+    "UnknownOption": (
+        {"name": "tragte", "where": "options", "nearest": "target"},
+        "unknown option 'tragte' in options; did you mean 'target'? `wolong options` lists all.",
+    ),
+    "BadOptionValue": (
+        {
+            "name": "threads",
+            "value": "two",
+            "where": "WOLONG_THREADS",
+            "expected": "a number",
+        },
+        "option 'threads' cannot be 'two' in WOLONG_THREADS: expected a number.",
+    ),
+    "InvalidProgram": (
+        {"step": "lower", "rule": "every-load-is-in-bounds", "culprit": "stage 2"},
+        "invalid program after 'lower': rule 'every-load-is-in-bounds' broken by stage 2.",
+    ),
+    "RaceFound": (
+        {"program": "p", "first": "write of cell[0]", "second": "read of cell[1]", "buffer": "h"},
+        "race in program 'p': write of cell[0] and read of cell[1] both touch 'h' between barriers.",
+    ),
+    "UnsupportedOperator": (
+        {"operator": "aten.sort.default", "because": "no lowering"},
+        "cannot lower 'aten.sort.default': no lowering.",
+    ),
+    "NoCompiler": (
+        {"looked_for": "g++, c++", "path": "/bin"},
+        "no C++ compiler: looked for g++, c++ on PATH='/bin'. "
+        "Install one (Debian and Ubuntu: `apt install g++`; Fedora: `dnf install gcc-c++`; conda: `conda install gxx`) or set CXX to its path.",
+    ),
+    "CompilerFailed": (
+        {"status": 1, "command": "g++ k.cpp", "said": "k.cpp:1: no", "source": "kept/k.cpp"},
+        "the C++ compiler failed with status 1: g++ k.cpp\nk.cpp:1: no\nThe source is kept in 'kept/k.cpp'.",
+    ),
+    "CompilerTookTooLong": (
+        {"seconds": 120.4, "command": "g++ k.cpp", "source": "kept/k.cpp"},
+        "the C++ compiler was stopped after 120 s: g++ k.cpp\nThe source is kept in 'kept/k.cpp'.",
+    ),
+    "IsaNotHere": (
+        {"isa": "avx512", "missing": "avx512f", "best": "avx2"},
+        "this processor has no 'avx512': it lacks 'avx512f'; use isa='avx2' or isa='auto'.",
+    ),
+    "KernelNotLoadable": (
+        {"kernel": "k", "because": "not mapped"},
+        "cannot load kernel 'k': not mapped. Is the temporary directory mounted noexec? Set TMPDIR.",
+    ),
+    "WrongKernelAbi": (
+        {"kernel": "k", "found": 1, "expected": 2},
+        "kernel 'k' has ABI 1, this runtime has 2; `wolong cache clear` drops old ones.",
+    ),
+    "StaleKernelInput": (
+        {"kernel": "k", "expected": "float32", "which": "input 0", "found": "float64"},
+        "kernel 'k' was compiled for float32 as input 0 but got float64; compile the model again.",
+    ),
+    "KernelCheckFailed": (
+        {"message": "index out of range in self", "kernel": "k"},
+        "index out of range in self (in kernel 'k')",
+    ),
+}
+
+
+def test_every_error_of_the_catalogue_has_its_message_tested():
+    assert set(MESSAGES) == set(CATALOGUE)
+
+
+@pytest.mark.parametrize("name", sorted(MESSAGES))
+def test_the_message_says_what_where_and_what_to_do(name):
+    facts, message = MESSAGES[name]
+    assert str(CATALOGUE[name](**facts)) == message
+
+
+@pytest.mark.parametrize("name", sorted(MESSAGES))
+def test_an_error_survives_the_way_to_another_process(name):
+    facts, message = MESSAGES[name]
+    copy = pickle.loads(pickle.dumps(CATALOGUE[name](**facts)))
+    assert (type(copy), copy.facts, str(copy)) == (CATALOGUE[name], facts, message)
+
+
+def _raised_with(call: ast.Call) -> set[str] | None:
+    names = {keyword.arg for keyword in call.keywords}
+    return None if None in names else {name for name in names if name}
+
+
+def test_every_raise_gives_exactly_the_facts_of_its_template():
+    for file in sorted((ROOT / "wolong_fx").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CATALOGUE:
+                template = CATALOGUE[node.func.id].template
+                wanted = {field for _, field, _, _ in string.Formatter().parse(template) if field}
+                given = _raised_with(node)
+                assert given is None or wanted <= given, f"{file.relative_to(ROOT)}:{node.lineno}"

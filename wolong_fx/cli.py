@@ -1,0 +1,74 @@
+"""`wolong ...`: each command is thin and calls the room that does the work.
+
+Rooms are imported inside their command, so that `wolong --help` answers without waiting for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from wolong_fx import __version__
+from wolong_fx.errors import WolongError
+from wolong_fx.options import option_table
+
+_EXAMPLES = """\
+examples:
+  wolong options           every setting, its default and its environment variable
+  wolong options --json    the same, for programs
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. 0 is success, 1 a failure of the machine, 2 a wrong call or setting."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (WolongError, OSError) as error:
+        print(f"wolong: {error}", file=sys.stderr)
+        return 2 if isinstance(error, WolongError) else 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="wolong",
+        description="Wolong FX compiles PyTorch models made of many small operators into one kernel.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"wolong {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    options = commands.add_parser("options", help="every option, its default, its environment variable")
+    options.add_argument("--json", action="store_true", help="print one JSON array")
+    options.set_defaults(run=show_options)
+    return parser
+
+
+def show_options(arguments: argparse.Namespace) -> None:
+    """The option table."""
+    rows = option_table()
+    if arguments.json:
+        print(json.dumps([row._asdict() for row in rows], indent=2))
+        return
+    shown = [(row.name, row.variable, _default_text(row.default), row.meaning) for row in rows]
+    _print_table(("option", "variable", "default", "meaning"), shown)
+
+
+def _default_text(default: object) -> str:
+    return ",".join(default) if isinstance(default, tuple) else str(default)
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
