@@ -52,3 +52,108 @@ class UnsupportedOperator(WolongError):
     """An operator met by a lowering that does not know it; the graph falls back around it."""
 
     template = "cannot lower {operator!r}: {because}."
+
+
+class NoCompiler(WolongError):
+    """No C++ compiler on this machine: models run eagerly until there is one."""
+
+    template = (
+        "no C++ compiler: looked for {looked_for} on PATH={path!r}. Install one (Debian and Ubuntu: "
+        "`apt install g++`; Fedora: `dnf install gcc-c++`; conda: `conda install gxx`) or set CXX to its path."
+    )
+
+
+class CompilerFailed(WolongError):
+    """The compiler rejected a source that we made: a defect of the emitter or a compiler too old for it."""
+
+    template = "the C++ compiler failed with status {status}: {command}\n{said}\nThe source is kept in {source!r}."
+
+
+class CompilerTookTooLong(WolongError):
+    """The compiler was stopped after its time limit."""
+
+    template = "the C++ compiler was stopped after {seconds:.0f} s: {command}\nThe source is kept in {source!r}."
+
+
+class IsaNotHere(WolongError):
+    """An instruction set was asked for by name that this processor lacks."""
+
+    template = "this processor has no {isa!r}: it lacks {missing!r}; use isa={best!r} or isa='auto'."
+
+
+class KernelNotLoadable(WolongError):
+    """The system would not load a kernel that was just built."""
+
+    template = "cannot load kernel {kernel!r}: {because}. Is the temporary directory mounted noexec? Set TMPDIR."
+
+
+class WrongKernelAbi(WolongError):
+    """A kernel speaks another version of the calling convention than this runtime."""
+
+    template = "kernel {kernel!r} has ABI {found!r}, this runtime has {expected!r}; `wolong cache clear` drops old ones."
+
+
+class StaleKernelInput(WolongError):
+    """A kernel was called with tensors that it was not compiled for."""
+
+    template = "kernel {kernel!r} was compiled for {expected} as {which} but got {found}; compile the model again."
+
+
+class KernelCheckFailed(WolongError, IndexError, RuntimeError):
+    """A bounds check inside a kernel failed; an IndexError and RuntimeError because eager raises one or the other."""
+
+    template = "{message} (in kernel {kernel!r})"
+
+
+class BadConfig(WolongError):
+    """A training configuration with a value that makes no sense."""
+
+    template = "config key {key!r} cannot be {value!r}: expected {expected}."
+
+
+class NoText(WolongError):
+    """A training run whose data path holds nothing to read."""
+
+    template = "no text at data.path={path!r}: {because}; name a file, or a folder that holds text files."
+
+
+class TextTooShort(WolongError):
+    """A corpus too small for one window of each part."""
+
+    template = (
+        "{path!r} gives {size} bytes of {part} text, windows of data.length={length} need {needed}; "
+        "take more text, a smaller data.length or another data.validation."
+    )
+
+
+class TornCheckpoint(WolongError):
+    """A checkpoint file that is damaged or is none."""
+
+    template = "checkpoint {path!r} cannot be read: {because}; resume from an older one with resume=FILE."
+
+
+class CheckpointMismatch(WolongError):
+    """A checkpoint of another model, text or seed than this run's."""
+
+    template = (
+        "checkpoint {path!r} was made with {key}={theirs!r}, this run has {ours!r}; "
+        "set it back, or take another run_dir to start afresh."
+    )
+
+
+class CannotWrite(WolongError):
+    """A full disk, a read-only directory or a size limit met while a run's files are written."""
+
+    template = "cannot write {path!r}: {because}; earlier files of the run are kept, resume when there is room."
+
+
+class RunDirectoryBusy(WolongError):
+    """A run directory that another training run is writing to."""
+
+    template = "run_dir={path!r} is in use by another run; wait for it, or take another run_dir."
+
+
+class LossNotFinite(WolongError):
+    """A training run that diverged."""
+
+    template = "the loss is {loss!r} at step {step}; lower optim.lr or trainer.clip. {path!r} is the last checkpoint."
