@@ -43,7 +43,8 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
     "NoCompiler": (
         {"looked_for": "g++, c++", "path": "/bin"},
         "no C++ compiler: looked for g++, c++ on PATH='/bin'. "
-        "Install one (Debian and Ubuntu: `apt install g++`; Fedora: `dnf install gcc-c++`; conda: `conda install gxx`) or set CXX to its path.",
+        "Install one (Debian and Ubuntu: `apt install g++`; "
+        "Fedora: `dnf install gcc-c++`; conda: `conda install gxx`) or set CXX to its path.",
     ),
     "CompilerFailed": (
         {"status": 1, "command": "g++ k.cpp", "said": "k.cpp:1: no", "source": "kept/k.cpp"},
