@@ -42,10 +42,43 @@ class InvalidProgram(WolongError):
     template = "invalid program after {step!r}: rule {rule!r} broken by {culprit}."
 
 
+class BrokenRule(WolongError):
+    """A pass that left a graph which breaks a rule of the verifier: always a defect of the pass."""
+
+    template = (
+        "pass {step!r} broke a rule ({rule}): {culprit}. This is a defect of the pass; "
+        "disable={step!r} runs without it."
+    )
+
+
+class UnknownPass(WolongError):
+    """A pass or step that Wolong FX does not have."""
+
+    template = "unknown pass {name!r} in {where}; did you mean {nearest!r}? `wolong passes` lists all."
+
+
+class BadPassText(WolongError):
+    """A pass written as text that cannot be read back."""
+
+    template = "cannot read pass {text!r}: {because}; write it like {example!r}."
+
+
 class RaceFound(WolongError):
     """Two virtual blocks of one epoch touch the same bytes, one of them writing."""
 
     template = "race in program {program!r}: {first} and {second} both touch {buffer!r} between barriers."
+
+
+class ProgramFault(WolongError):
+    """The reference machine met a step that no kernel may make: a defect of the program, not of its inputs."""
+
+    template = "program {program!r} {fault} at {where}."
+
+
+class BadProgramText(WolongError):
+    """Text that is no program."""
+
+    template = "line {line}: expected {expected}, found {found!r}."
 
 
 class UnsupportedOperator(WolongError):
@@ -59,20 +92,20 @@ class NoCompiler(WolongError):
 
     template = (
         "no C++ compiler: looked for {looked_for} on PATH={path!r}. Install one (Debian and Ubuntu: "
-        "`apt install g++`; Fedora: `dnf install gcc-c++`; conda: `conda install gxx`) or set CXX to its path."
+        "`apt install g++`; Fedora: `dnf install gcc-c++`; conda: `conda install gxx`) or set CXX to one."
     )
 
 
 class CompilerFailed(WolongError):
     """The compiler rejected a source that we made: a defect of the emitter or a compiler too old for it."""
 
-    template = "the C++ compiler failed with status {status}: {command}\n{said}\nThe source is kept in {source!r}."
+    template = "the C++ compiler failed with status {status}: {command}\n{said}\nThe source is in {source!r}."
 
 
 class CompilerTookTooLong(WolongError):
     """The compiler was stopped after its time limit."""
 
-    template = "the C++ compiler was stopped after {seconds:.0f} s: {command}\nThe source is kept in {source!r}."
+    template = "the C++ compiler was stopped after {seconds:g} s: {command}\nIts source is kept: {source!r}."
 
 
 class IsaNotHere(WolongError):
@@ -84,23 +117,23 @@ class IsaNotHere(WolongError):
 class KernelNotLoadable(WolongError):
     """The system would not load a kernel that was just built."""
 
-    template = "cannot load kernel {kernel!r}: {because}. Is the temporary directory mounted noexec? Set TMPDIR."
+    template = "cannot load kernel {kernel!r}: {because}. On a disk mounted noexec: set TMPDIR to another."
 
 
 class WrongKernelAbi(WolongError):
     """A kernel speaks another version of the calling convention than this runtime."""
 
-    template = "kernel {kernel!r} has ABI {found!r}, this runtime has {expected!r}; `wolong cache clear` drops old ones."
+    template = "kernel {kernel!r} has ABI {found!r} but this runtime {expected!r}: a defect of its emitter."
 
 
 class StaleKernelInput(WolongError):
     """A kernel was called with tensors that it was not compiled for."""
 
-    template = "kernel {kernel!r} was compiled for {expected} as {which} but got {found}; compile the model again."
+    template = "kernel {kernel!r} wants {expected} as {which}, not {found}; compile the model for that."
 
 
 class KernelCheckFailed(WolongError, IndexError, RuntimeError):
-    """A bounds check inside a kernel failed; an IndexError and RuntimeError because eager raises one or the other."""
+    """A bounds check inside a kernel failed. Eager raises an IndexError or a RuntimeError: this is both."""
 
     template = "{message} (in kernel {kernel!r})"
 

@@ -1,1 +1,28 @@
 """Building, caching, loading and launching kernels; arenas and the executor of partitioned graphs."""
+
+from wolong_fx.runtime.cache import CacheInfo, KernelCache
+from wolong_fx.runtime.executor import CallStep, Executor, KernelStep, Slot
+from wolong_fx.runtime.image import ABI_VERSION, ARENA_HEADER_BYTES, KernelImage, TensorSpec
+from wolong_fx.runtime.isa import choose_isa, isa_flags
+from wolong_fx.runtime.kernel import Kernel, load_kernel
+from wolong_fx.runtime.notices import warn_once
+from wolong_fx.runtime.threads import team_size
+
+__all__ = [
+    "ABI_VERSION",
+    "ARENA_HEADER_BYTES",
+    "CacheInfo",
+    "CallStep",
+    "Executor",
+    "Kernel",
+    "KernelCache",
+    "KernelImage",
+    "KernelStep",
+    "Slot",
+    "TensorSpec",
+    "choose_isa",
+    "isa_flags",
+    "load_kernel",
+    "team_size",
+    "warn_once",
+]

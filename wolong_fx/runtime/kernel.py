@@ -1,0 +1,170 @@
+"""A built kernel: loading it, and calling it on tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from struct import Struct
+
+import torch
+from torch import Tensor
+
+from wolong_fx.errors import KernelCheckFailed, KernelNotLoadable, StaleKernelInput, WrongKernelAbi
+from wolong_fx.options import Options
+from wolong_fx.runtime.arena import Arena
+from wolong_fx.runtime.cache import KernelCache, cache_key
+from wolong_fx.runtime.compiler import build_library
+from wolong_fx.runtime.image import ABI_VERSION, KernelImage, TensorSpec
+from wolong_fx.runtime.notices import warn_once
+from wolong_fx.runtime.openmp import OpenMP, find_openmp
+from wolong_fx.runtime.team import TeamRunner
+
+_FIRST_TENSOR = 2
+"""Position in the argument block: the arena and the constants come before."""
+
+_address = torch.Tensor.data_ptr
+_libraries: dict[str, ctypes.CDLL] = {}
+
+
+class WolongHost(ctypes.Structure):
+    """What a kernel needs of its host; without OpenMP entries it is only ever run on one thread."""
+
+    _fields_ = (("parallel", ctypes.c_void_p), ("thread_num", ctypes.c_void_p), ("yield_", ctypes.c_void_p))
+
+
+class Block:
+    """One launch's arguments and arena. A launch owns one; overlapping launches have different ones."""
+
+    __slots__ = ("_arena", "arguments")
+
+    def __init__(self, image: KernelImage, constants: Arena) -> None:
+        self._arena = Arena(image.arena_bytes)
+        count = _FIRST_TENSOR + len(image.inputs) + len(image.outputs)
+        self.arguments = (ctypes.c_void_p * count)(self._arena.address, constants.address)
+
+
+class Kernel:
+    """A compiled kernel. Calls may overlap, from any threads; each returns fresh tensors.
+
+    `kernel(*inputs)` and `kernel.launch([inputs])` return the list of outputs. Pickling and deepcopy carry
+    the image: the copy is loaded from the cache, or built, where it is unpickled.
+    """
+
+    def __init__(
+        self, image: KernelImage, options: Options, library: ctypes.CDLL, openmp: OpenMP | None
+    ) -> None:
+        self.image, self.options = image, options
+        self._constants = Arena.holding(image.constants)
+        self._blocks = [Block(image, self._constants)]
+        self._allocations = [_allocation(spec) for spec in image.outputs]
+        tensors = len(image.inputs) + len(image.outputs)
+        self._write_addresses = Struct(f"{tensors}P").pack_into
+        self._offset = _FIRST_TENSOR * ctypes.sizeof(ctypes.c_void_p)
+        self._run = _runner(library, image.threads, openmp)
+
+    @property
+    def name(self) -> str:
+        return self.image.name
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        return self.launch(inputs)
+
+    def launch(self, inputs: Sequence[Tensor], *, check: bool = False) -> list[Tensor]:
+        """Run once on `inputs`, which must be as image.inputs says: a kernel reads addresses, not metadata.
+
+        check: compare dtypes, shapes and strides first (3 us) and raise StaleKernelInput
+        Raises KernelCheckFailed when an index in the data is out of its range.
+        """
+        if check:
+            self.check_inputs(inputs)
+        outputs = [allocate() for allocate in self._allocations]
+        try:
+            block = self._blocks.pop()
+        except IndexError:
+            block = Block(self.image, self._constants)
+        try:
+            arguments = block.arguments
+            self._write_addresses(arguments, self._offset, *map(_address, inputs), *map(_address, outputs))
+            failed = self._run(arguments)
+        finally:
+            self._blocks.append(block)
+        if failed:
+            raise KernelCheckFailed(message=self.image.checks[failed - 1], kernel=self.name)
+        return outputs
+
+    def check_inputs(self, inputs: Sequence[Tensor]) -> None:
+        """Raise StaleKernelInput for the first input that this kernel was not compiled for."""
+        expected = self.image.inputs
+        if len(inputs) != len(expected):
+            raise StaleKernelInput(
+                kernel=self.name, expected=f"{len(expected)} tensors", which="inputs", found=len(inputs)
+            )
+        for index, (spec, tensor) in enumerate(zip(expected, inputs, strict=True)):
+            if not spec.is_met_by(tensor):
+                found = f"{TensorSpec.of(tensor)} on {tensor.device}"
+                raise StaleKernelInput(kernel=self.name, expected=spec, which=f"input {index}", found=found)
+
+    def __reduce__(self) -> tuple[Callable[..., Kernel], tuple[KernelImage, Options]]:
+        return load_kernel, (self.image, self.options)
+
+    def __repr__(self) -> str:
+        return f"Kernel({self.name!r}, {len(self.image.inputs)} inputs, {len(self.image.outputs)} outputs)"
+
+
+def load_kernel(image: KernelImage, options: Options) -> Kernel:
+    """The kernel of `image`: from this process, from the cache, or built now.
+
+    Raises NoCompiler, CompilerFailed, CompilerTookTooLong, KernelNotLoadable, WrongKernelAbi.
+    """
+    openmp = find_openmp() if image.threads > 1 else None
+    key = cache_key(image.source, image.flags)
+    library = _libraries.get(key)
+    if library is None:
+        library = _load_library(image, key, options)
+        _libraries[key] = library
+    return Kernel(image, options, library, openmp)
+
+
+def _load_library(image: KernelImage, key: str, options: Options) -> ctypes.CDLL:
+    def build(directory: Path) -> Path:
+        return build_library(image.source, image.flags, directory)
+
+    try:
+        library = KernelCache.of(options).fetch(key, build, ctypes.CDLL)
+        found = ctypes.c_int.in_dll(library, "wolong_abi").value
+    except (OSError, ValueError) as error:
+        raise KernelNotLoadable(kernel=image.name, because=error) from error
+    if found != ABI_VERSION:
+        raise WrongKernelAbi(kernel=image.name, found=found, expected=ABI_VERSION)
+    library.wolong_init(ctypes.byref(_host()))
+    library.wolong_run.restype = ctypes.c_long
+    return library
+
+
+@cache
+def _host() -> WolongHost:
+    """The one host structure; kernels keep pointers to it."""
+    openmp = find_openmp()
+    libc = ctypes.CDLL(None)
+    return WolongHost(
+        openmp.address("GOMP_parallel") if openmp else None,
+        openmp.address("omp_get_thread_num") if openmp else None,
+        ctypes.cast(libc.sched_yield, ctypes.c_void_p).value,
+    )
+
+
+def _runner(library: ctypes.CDLL, threads: int, openmp: OpenMP | None) -> Callable[[object], int]:
+    run = library.wolong_run
+    if threads > 1 and openmp is None:
+        warn_once("no openmp", "torch is loaded without an OpenMP runtime: kernels run on one thread.")
+    if threads > 1 and openmp is not None and openmp.grants_team(threads):
+        return TeamRunner(run, threads, openmp)
+    return lambda block: run(block, 1)
+
+
+def _allocation(spec: TensorSpec) -> Callable[[], Tensor]:
+    """Makes one output; on a template, because torch.empty_strided would follow `with torch.device(...)`."""
+    template = torch.empty(0, dtype=spec.dtype, device="cpu")
+    return partial(template.new_empty_strided, spec.shape, spec.strides)
