@@ -9,15 +9,22 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from wolong_fx import __version__
 from wolong_fx.errors import WolongError
-from wolong_fx.options import option_table
+from wolong_fx.options import Options, option_table
+
+if TYPE_CHECKING:
+    from wolong_fx.runtime.cache import KernelCache
 
 _EXAMPLES = """\
 examples:
-  wolong options           every setting, its default and its environment variable
-  wolong options --json    the same, for programs
+  wolong options                    every setting, its default and its environment variable
+  wolong options --json             the same, for programs
+  wolong cache info                 where kernels are kept, how many, how large
+  wolong cache prune --max-mb 500   delete the kernels used longest ago until 500 MB are left
 """
 
 
@@ -46,6 +53,16 @@ def build_parser() -> argparse.ArgumentParser:
     options = commands.add_parser("options", help="every option, its default, its environment variable")
     options.add_argument("--json", action="store_true", help="print one JSON array")
     options.set_defaults(run=show_options)
+
+    cache = commands.add_parser("cache", help="look at the kernel cache, prune it, clear it")
+    actions = cache.add_subparsers(title="actions", required=True, metavar="ACTION")
+    info = actions.add_parser("info", help="where kernels are kept, how many, how large")
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+    info.set_defaults(run=show_cache)
+    prune = actions.add_parser("prune", help="delete the kernels used longest ago above the size cap")
+    prune.add_argument("--max-mb", metavar="N", help="a cap of N MB instead of the option cache_size_mb")
+    prune.set_defaults(run=prune_cache)
+    actions.add_parser("clear", help="delete every kernel").set_defaults(run=clear_cache)
     return parser
 
 
@@ -57,6 +74,34 @@ def show_options(arguments: argparse.Namespace) -> None:
         return
     shown = [(row.name, row.variable, _default_text(row.default), row.meaning) for row in rows]
     _print_table(("option", "variable", "default", "meaning"), shown)
+
+
+def show_cache(arguments: argparse.Namespace) -> None:
+    """Where the kernel cache is and how full."""
+    info = _cache().info()
+    facts = {key: str(value) if key == "directory" else value for key, value in asdict(info).items()}
+    if arguments.json:
+        print(json.dumps(facts))
+    else:
+        used, cap = info.size_bytes / 2**20, info.cap_bytes / 2**20
+        print(f"{info.entries} kernels, {used:.1f} of at most {cap:.0f} MB, in {info.directory}")
+
+
+def prune_cache(arguments: argparse.Namespace) -> None:
+    """Delete down to the cap, oldest use first."""
+    given = {} if arguments.max_mb is None else {"cache_size_mb": arguments.max_mb}
+    print(f"{_cache(**given).prune()} kernels deleted")
+
+
+def clear_cache(arguments: argparse.Namespace) -> None:
+    """Delete every kernel."""
+    print(f"{_cache().clear()} kernels deleted")
+
+
+def _cache(**given: object) -> KernelCache:
+    from wolong_fx.runtime.cache import KernelCache
+
+    return KernelCache.of(Options.of(where="the command line", **given))
 
 
 def _default_text(default: object) -> str:
