@@ -36,6 +36,14 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
         {"program": "p", "first": "write of cell[0]", "second": "read of cell[1]", "buffer": "h"},
         "race in program 'p': write of cell[0] and read of cell[1] both touch 'h' between barriers.",
     ),
+    "ProgramFault": (
+        {"program": "p", "fault": "left 3 elements of an output unwritten", "where": "output 'y'"},
+        "program 'p' left 3 elements of an output unwritten at output 'y'.",
+    ),
+    "BadProgramText": (
+        {"line": 3, "expected": "a stage or a loop", "found": "stagee {"},
+        "line 3: expected a stage or a loop, found 'stagee {'.",
+    ),
     "UnsupportedOperator": (
         {"operator": "aten.sort.default", "because": "no lowering"},
         "cannot lower 'aten.sort.default': no lowering.",
@@ -73,6 +81,41 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
     "KernelCheckFailed": (
         {"message": "index out of range in self", "kernel": "k"},
         "index out of range in self (in kernel 'k')",
+    ),
+    "BadConfig": (
+        {"key": "trainer.steps", "value": 0, "expected": "a whole number, 1 or more"},
+        "config key 'trainer.steps' cannot be 0: expected a whole number, 1 or more.",
+    ),
+    "NoText": (
+        {"path": "/nope", "because": "it does not exist"},
+        "no text at data.path='/nope': it does not exist; name a file, or a folder that holds text files.",
+    ),
+    "TextTooShort": (
+        {"path": "a.txt", "size": 9, "part": "validation", "length": 64, "needed": 128},
+        "'a.txt' gives 9 bytes of validation text, windows of data.length=64 need 128; "
+        "take more text, a smaller data.length or another data.validation.",
+    ),
+    "TornCheckpoint": (
+        {"path": "step-1.pt", "because": "not a zip file"},
+        "checkpoint 'step-1.pt' cannot be read: not a zip file; resume from an older one with resume=FILE.",
+    ),
+    "CheckpointMismatch": (
+        {"path": "runs/a", "key": "model.hidden", "theirs": 128, "ours": 64},
+        "checkpoint 'runs/a' was made with model.hidden=128, this run has 64; "
+        "set it back, or take another run_dir to start afresh.",
+    ),
+    "CannotWrite": (
+        {"path": "step-1.pt", "because": "No space left on device"},
+        "cannot write 'step-1.pt': No space left on device; "
+        "earlier files of the run are kept, resume when there is room.",
+    ),
+    "RunDirectoryBusy": (
+        {"path": "runs/a"},
+        "run_dir='runs/a' is in use by another run; wait for it, or take another run_dir.",
+    ),
+    "LossNotFinite": (
+        {"loss": float("nan"), "step": 7, "path": "step-5.pt"},
+        "the loss is nan at step 7; lower optim.lr or trainer.clip. 'step-5.pt' is the last checkpoint.",
     ),
 }
 
