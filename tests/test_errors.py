@@ -52,31 +52,31 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
         {"looked_for": "g++, c++", "path": "/bin"},
         "no C++ compiler: looked for g++, c++ on PATH='/bin'. "
         "Install one (Debian and Ubuntu: `apt install g++`; "
-        "Fedora: `dnf install gcc-c++`; conda: `conda install gxx`) or set CXX to its path.",
+        "Fedora: `dnf install gcc-c++`; conda: `conda install gxx`) or set CXX to one.",
     ),
     "CompilerFailed": (
         {"status": 1, "command": "g++ k.cpp", "said": "k.cpp:1: no", "source": "kept/k.cpp"},
-        "the C++ compiler failed with status 1: g++ k.cpp\nk.cpp:1: no\nThe source is kept in 'kept/k.cpp'.",
+        "the C++ compiler failed with status 1: g++ k.cpp\nk.cpp:1: no\nThe source is in 'kept/k.cpp'.",
     ),
     "CompilerTookTooLong": (
-        {"seconds": 120.4, "command": "g++ k.cpp", "source": "kept/k.cpp"},
-        "the C++ compiler was stopped after 120 s: g++ k.cpp\nThe source is kept in 'kept/k.cpp'.",
+        {"seconds": 120.0, "command": "g++ k.cpp", "source": "kept/k.cpp"},
+        "the C++ compiler was stopped after 120 s: g++ k.cpp\nIts source is kept: 'kept/k.cpp'.",
     ),
     "IsaNotHere": (
-        {"isa": "avx512", "missing": "avx512f", "best": "avx2"},
-        "this processor has no 'avx512': it lacks 'avx512f'; use isa='avx2' or isa='auto'.",
+        {"isa": "avx512", "missing": ["avx512f"], "best": "avx2"},
+        "this processor has no 'avx512': it lacks ['avx512f']; use isa='avx2' or isa='auto'.",
     ),
     "KernelNotLoadable": (
         {"kernel": "k", "because": "not mapped"},
-        "cannot load kernel 'k': not mapped. Is the temporary directory mounted noexec? Set TMPDIR.",
+        "cannot load kernel 'k': not mapped. On a disk mounted noexec: set TMPDIR to another.",
     ),
     "WrongKernelAbi": (
         {"kernel": "k", "found": 1, "expected": 2},
-        "kernel 'k' has ABI 1, this runtime has 2; `wolong cache clear` drops old ones.",
+        "kernel 'k' has ABI 1 but this runtime 2: a defect of its emitter.",
     ),
     "StaleKernelInput": (
         {"kernel": "k", "expected": "float32", "which": "input 0", "found": "float64"},
-        "kernel 'k' was compiled for float32 as input 0 but got float64; compile the model again.",
+        "kernel 'k' wants float32 as input 0, not float64; compile the model for that.",
     ),
     "KernelCheckFailed": (
         {"message": "index out of range in self", "kernel": "k"},

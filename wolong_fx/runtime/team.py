@@ -38,11 +38,11 @@ class TeamGuard:
     """
 
     __slots__ = (
-        "alone_best",
         "_bad_in_a_row",
         "_team_best",
         "_team_calls",
         "_threads",
+        "alone_best",
         "alone_until",
         "usual",
         "worst",
