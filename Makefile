@@ -18,9 +18,10 @@ help: ## list these commands
 setup: $(READY) ## set up .venv (the other commands do it by themselves)
 
 $(READY): pyproject.toml constraints.txt
-	@test -x $(PY) || test -n "$(PYTHON)" || { \
+	@$(PY) -m pip --version >/dev/null 2>&1 || test -n "$(PYTHON)" || { \
 		echo "make: no Python 3.11 or newer with venv on PATH; install one (Debian: apt-get install python3 python3-venv) or set PYTHON=" >&2; exit 1; }
-	@test -x $(PY) || { echo "setting up .venv with $(PYTHON)"; "$(PYTHON)" -m venv .venv; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv .venv
+	@echo "installing what pyproject.toml names into .venv (about a minute the first time)"
 	@$(PY) -m pip install --quiet --editable '.[dev,train]' --constraint constraints.txt
 	@rm -f .venv/.ready-* && touch $@
 
