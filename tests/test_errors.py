@@ -114,8 +114,8 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
         "run_dir='runs/a' is in use by another run; wait for it, or take another run_dir.",
     ),
     "LossNotFinite": (
-        {"loss": float("nan"), "step": 7, "path": "step-5.pt"},
-        "the loss is nan at step 7; lower optim.lr or trainer.clip. 'step-5.pt' is the last checkpoint.",
+        {"loss": float("inf"), "step": 7, "path": "step-5.pt"},
+        "the loss is inf at step 7; lower optim.lr or trainer.clip. 'step-5.pt' is the last checkpoint.",
     ),
 }
 
