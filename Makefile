@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@rm -f .venv/.ready-* && touch $@
 
 demo: $(READY) ## the main job: LSTM-80 and a short training run, wolong against eager
-	$(PY) -P examples/demo.py
+	$(PY) -P -m wolong_fx.train.demo
 
 test: $(READY) ## the tests, a few minutes; a C++ compiler must be there
 	$(PY) -P -m pytest -n 2 -q -m 'not slow' --must-have cpu
