@@ -1,0 +1,54 @@
+"""The README is run: its Python in order and each block by itself, its commands as far as they can be told apart."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wolong_fx.cli import build_parser
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line]
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda text: text.splitlines()[0])
+def test_a_python_snippet_of_the_readme_runs(snippet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_readme_opens_with_the_two_commands():
+    assert commands()[:2] == [["make", "demo"], ["make", "test"]]
+
+
+@pytest.mark.parametrize("command", commands(), ids=shlex.join)
+def test_a_command_of_the_readme_exists(command, tmp_path):
+    program, *arguments = command
+    match program:
+        case "make":
+            targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            assert set(arguments) <= set(targets)
+        case "wolong":
+            assert callable(build_parser().parse_args(arguments).run)
+        case "python":
+            assert arguments[:2] == ["-m", "wolong_fx.train"]
+            composed = [sys.executable, *arguments, "--cfg", "job"]
+            shown = subprocess.run(composed, cwd=tmp_path, capture_output=True, text=True)
+            assert shown.returncode == 0, shown.stderr
+        case _:
+            pytest.fail(f"the README names {program!r}, which no test knows")
