@@ -26,7 +26,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAX_FUNCTION_LINES = 60
 
 # Changing this list changes what users may import: say so in CHANGELOG.md.
-PUBLIC_NAMES = ["Options", "deoptimize", "explain", "optimize"]
+PUBLIC_NAMES = ["Options", "Stats", "deoptimize", "optimize", "stats"]
 
 
 def tree(file: Path) -> ast.Module:
@@ -114,6 +114,22 @@ def attribute_chains(file: Path) -> Iterator[tuple[str, ast.AST]]:
             text = ast.unparse(node)
             if re.fullmatch(r"[\w.]+", text):
                 yield text, node
+
+
+def test_everything_the_package_imports_is_a_declared_dependency():
+    """Whatever is imported anywhere in the package comes from the standard library, us, or pyproject.toml."""
+    project = PYPROJECT["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    names = {re.split(r"[ >=;\[]", requirement)[0].replace("-", "_") for requirement in declared}
+    known = set(sys.stdlib_module_names) | {"wolong_fx", "hydra", "omegaconf"} | names
+    package = [f for f in SOURCES if f.is_relative_to(ROOT / "wolong_fx")]
+    strangers = {
+        f"{place(file, node)} {name}"
+        for file in package
+        for name, node in imported_modules(file)
+        if name.split(".")[0] not in known
+    }
+    assert strangers == set()
 
 
 def is_private_torch(name: str) -> bool:

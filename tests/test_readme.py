@@ -1,4 +1,4 @@
-"""The README is run: its Python in order and each block by itself, its commands as far as they can be told apart."""
+"""The README is run: each block of its Python by itself, its commands as far as parsing them goes."""
 
 from __future__ import annotations
 
