@@ -1,0 +1,187 @@
+"""Every private torch import of Wolong FX, each with the versions it was tried on. No other file has any.
+
+All imports are inside functions: torch._dynamo alone costs a second, and only compiling a model needs it.
+"2.13" at the end of a docstring means tried on torch 2.13.0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+
+@dataclass(frozen=True)
+class GraphBreak:
+    """A place where Dynamo gave up tracing and went back to Python."""
+
+    reason: str
+    where: str
+
+
+def run_aot_autograd(gm: fx.GraphModule, inputs: Sequence[Any], **compilers: Any) -> Callable[..., Any]:
+    """AOTAutograd over a Dynamo graph: `torch._dynamo.backends.common.aot_autograd`. 2.13."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    return aot_autograd(**compilers)(gm, inputs)
+
+
+def min_cut_partition(joint: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> tuple[Any, Any]:
+    """Forward and backward of a joint graph, saving as little between them as a minimum cut allows. 2.13."""
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    return min_cut_rematerialization_partition(joint, inputs, **kwargs)
+
+
+def default_partition(joint: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> tuple[Any, Any]:
+    """Forward and backward of a joint graph, saving whatever the backward asks for. 2.13."""
+    from torch._functorch.partitioners import default_partition as partition
+
+    return partition(joint, inputs, **kwargs)
+
+
+def remove_common_subexpressions(graph: fx.Graph) -> fx.Graph:
+    """A copy of `graph` without repeated pure operators, by functorch's `fx_graph_cse`. 2.13."""
+    from torch._functorch.compile_utils import fx_graph_cse
+
+    return fx_graph_cse(graph)
+
+
+def get_decompositions(operators: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
+    """torch's own decompositions of these operators: `torch._decomp.get_decompositions`. 2.13."""
+    from torch._decomp import get_decompositions as get
+
+    return dict(get(operators))
+
+
+@contextlib.contextmanager
+def settings_for_aot() -> Iterator[None]:
+    """functorch settings under which a compiled backward keeps eager's promises. 2.13.
+
+    Donated buffers would make `backward(retain_graph=True)` an error that eager does not raise.
+    """
+    from torch._functorch import config
+
+    with config.patch({name: False for name in ("donated_buffer",) if hasattr(config, name)}):
+        yield
+
+
+@contextlib.contextmanager
+def without_mkldnn() -> Iterator[None]:
+    """oneDNN off, and only that: `torch.backends.mkldnn.flags` also sets TF32, and warns of it. 2.13."""
+    was = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(was)
+
+
+def is_control_flow_of_dynamo(error: BaseException) -> bool:
+    """Exceptions with which a backend asks Dynamo to retrace; they are not failures. 2.13."""
+    from torch._dynamo import exc
+
+    names = ("TensorifyScalarRestartAnalysis", "RestartAnalysis", "SkipFrame")
+    return isinstance(error, tuple(getattr(exc, name) for name in names if hasattr(exc, name)))
+
+
+def innermost_backend(compiler: Any) -> Any:
+    """The backend function below the wrappers of torch.compile and Dynamo. 2.13.
+
+    Wrappers: `_torchdynamo_orig_backend` (Dynamo), `compiler_fn` (torch._TorchCompileWrapper).
+    """
+    for _ in range(16):
+        below = getattr(compiler, "_torchdynamo_orig_backend", None) or getattr(compiler, "compiler_fn", None)
+        if below is None:
+            break
+        compiler = below
+    return compiler
+
+
+def trace_rnn_modules_for(is_ours: Callable[[Any], bool]) -> bool:
+    """Let Dynamo trace nn.LSTM, nn.GRU and nn.RNN into graphs for a backend that `is_ours` accepts.
+
+    By default it graph-breaks on them (pytorch#158007), so that a model around an RNN compiles nothing.
+    `torch._dynamo.config.allow_rnn` is global and would change what other backends see: it is turned on only
+    inside `VariableBuilder.wrap_module`, the one reader of it, and only for our graphs. False when this
+    torch has no such place; the models then run eagerly and the never-compiled warning says so. 2.13.
+    """
+    from torch._dynamo import config
+    from torch._dynamo.variables.builder import VariableBuilder
+
+    wrap = getattr(VariableBuilder, "wrap_module", None)
+    if wrap is None or not hasattr(config, "allow_rnn"):
+        return False
+    if getattr(wrap, "_is_wolong_patch", False):
+        return True
+
+    @functools.wraps(wrap)
+    def wrap_module(self: Any, value: torch.nn.Module) -> Any:
+        backend = innermost_backend(self.tx.output.compiler_fn)
+        if not isinstance(value, torch.nn.RNNBase) or not is_ours(backend):
+            return wrap(self, value)
+        with config.patch(allow_rnn=True):
+            return wrap(self, value)
+
+    wrap_module._is_wolong_patch = True  # type: ignore[attr-defined]
+    VariableBuilder.wrap_module = wrap_module  # type: ignore[method-assign]
+    return True
+
+
+def graph_breaks() -> list[GraphBreak]:
+    """Graph breaks of this process since Dynamo was last reset, oldest first. 2.13."""
+    from torch._dynamo.utils import graph_break_reasons
+
+    return [GraphBreak(_first_line(str(r.reason)), _last_place(r.user_stack)) for r in graph_break_reasons]
+
+
+def is_dynamo_disabled() -> bool:
+    """True when TORCHDYNAMO_DISABLE=1 or its config twin turns torch.compile off. 2.13."""
+    from torch._dynamo import config
+
+    return bool(getattr(config, "disable", False))
+
+
+def current_frame() -> int | None:
+    """Number of the Python frame that Dynamo is compiling now; None outside of a compilation. 2.13."""
+    from torch._guards import CompileContext
+
+    compile_id = CompileContext.current_compile_id()
+    return getattr(compile_id, "frame_id", None)
+
+
+def fake_mode() -> Any:
+    """A mode in which tensors have metadata and no data, with static shapes. 2.13."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def make_functional_fx(
+    function: Callable[..., Any], inputs: Sequence[Any], table: Mapping[Any, Any]
+) -> fx.GraphModule:
+    """`function` traced to functional ATen with the decompositions of `table`. 2.13.
+
+    A dispatcher of the Python key is needed for operators whose decomposition torch writes in Python
+    (`enable_python_dispatcher`).
+    """
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with enable_python_dispatcher():
+        functional = torch.func.functionalize(function, remove="mutations_and_views")
+        return make_fx(functional, decomposition_table=dict(table))(*inputs)
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "no reason given"
+
+
+def _last_place(stack: Sequence[traceback.FrameSummary] | None) -> str:
+    return f"{stack[-1].filename}:{stack[-1].lineno}" if stack else ""

@@ -1,0 +1,55 @@
+"""Which operators come decomposed, so that codegen meets few kinds: core ATen, and a little below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wolong_fx import _torch_compat
+
+# Core ATen keeps these whole. Their parts are reductions and pointwise operators that fuse with their like.
+BELOW_CORE = (
+    "native_layer_norm",
+    "native_group_norm",
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_functional",
+    "_native_batch_norm_legit_no_training",
+    "_softmax",
+    "_log_softmax",
+)
+
+# Decomposed, they would draw by `rand` and give other numbers than eager for the same seed.
+RANDOM = ("bernoulli", "native_dropout", "rrelu", "rrelu_with_noise", "multinomial")
+
+# One eager kernel each that no sequence of smaller operators beats while codegen does not compile them.
+BETTER_WHOLE = (
+    *("embedding_dense_backward", "max_pool", "upsample_", "_upsample_"),
+    *("im2col", "col2im", "grid_sampler"),
+)
+
+
+@cache
+def decomposition_table() -> Mapping[Any, Callable[..., Any]]:
+    """Operator overload -> its decomposition. Made once: the export table takes a moment to build."""
+    core = torch.export.default_decompositions()
+    kept = {op: rule for op, rule in core.items() if not _stays_whole(op)}
+    below = _torch_compat.get_decompositions([getattr(torch.ops.aten, name) for name in BELOW_CORE])
+    return kept | below | {torch.ops.aten.var_mean.correction: decompose_var_mean}
+
+
+def decompose_var_mean(
+    x: Tensor, dim: list[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Two core operators; torch's own decomposition leaves ATen for prims."""
+    axes = list(range(x.dim())) if dim is None or not dim else dim
+    return torch.var(x, axes, correction=correction, keepdim=keepdim), torch.mean(x, axes, keepdim)
+
+
+def _stays_whole(op: Any) -> bool:
+    name = str(op).split(".")[1] if str(op).startswith("aten.") else ""
+    return name in RANDOM or any(name == w or (w in name and name.startswith(w)) for w in BETTER_WHOLE)

@@ -1,0 +1,74 @@
+"""What was compiled for a model: one record a model, one entry a graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from wolong_fx.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class CompiledGraph:
+    """One compiled graph.
+
+    role: "inference", "forward" or "backward"
+    frame: Dynamo's number of the Python frame it came from; frames recompile, the last one is in use
+    kernels: launches of our kernels in a call
+    """
+
+    role: str
+    frame: int | None
+    kernels: int
+    ledger: Ledger
+
+
+@dataclass
+class Record:
+    """Grows as the graphs of a model are compiled; `capture` is of what came before there was a graph."""
+
+    graphs: list[CompiledGraph] = field(default_factory=list)
+    capture: Ledger = field(default_factory=Ledger)
+
+    @property
+    def ledgers(self) -> list[Ledger]:
+        return [self.capture, *(g.ledger for g in self.graphs)]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A snapshot of what Wolong FX did for a model.
+
+    graphs: graphs compiled, counting forward, backward and inference graphs and every recompilation
+    kernels_per_call: kernel launches of one call, of the newest graph of each Python frame: of a forward or
+        inference call and, where there is one, its backward
+    fallbacks: reasons of operators that run outside our kernels, with how often each occurs
+    ledgers: decisions about every operator; the first is of the capture, then one a graph
+    """
+
+    graphs: int
+    kernels_per_call: int
+    fallbacks: Counter[str]
+    ledgers: list[Ledger]
+
+    def __str__(self) -> str:
+        lines = [f"{self.graphs} graphs, {self.kernels_per_call} kernel launches a call"]
+        lines += [f"{count} x fell back: {reason}" for reason, count in self.fallbacks.most_common()]
+        return "\n".join(lines)
+
+
+def summarise(records: Iterable[Record]) -> Stats:
+    """The statistics of several records as one."""
+    records = list(records)
+    graphs = [g for r in records for g in r.graphs]
+    ledgers = [ledger for r in records for ledger in r.ledgers]
+    fallbacks = sum((ledger.fallbacks() for ledger in ledgers), Counter())
+    return Stats(len(graphs), sum(map(_kernels_in_use, records)), fallbacks, ledgers)
+
+
+def _kernels_in_use(record: Record) -> int:
+    """Of each frame the newest forward (or inference) graph, and the newest backward where it trains."""
+    newest = {(g.frame, g.role == "backward"): g for g in record.graphs}
+    in_training = {g.frame for (_, backward), g in newest.items() if not backward and g.role == "forward"}
+    return sum(g.kernels for (frame, backward), g in newest.items() if not backward or frame in in_training)
