@@ -48,6 +48,15 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
         {"operator": "aten.sort.default", "because": "no lowering"},
         "cannot lower 'aten.sort.default': no lowering.",
     ),
+    "CannotOptimize": (
+        {"kind": "int", "target": 3},
+        "optimize() takes a module, a class of modules or a function, not 'int': 3.",
+    ),
+    "NeverCompiled": (
+        {"name": "model 'Net'", "because": "a reason"},
+        "model 'Net' runs eagerly: nothing of it was compiled (a reason). "
+        "TORCH_LOGS=graph_breaks shows where torch.compile gave up.",
+    ),
     "NoCompiler": (
         {"looked_for": "g++, c++", "path": "/bin"},
         "no C++ compiler: looked for g++, c++ on PATH='/bin'. "

@@ -87,6 +87,21 @@ class UnsupportedOperator(WolongError):
     template = "cannot lower {operator!r}: {because}."
 
 
+class CannotOptimize(WolongError):
+    """optimize() was given something that is not a model."""
+
+    template = "optimize() takes a module, a class of modules or a function, not {kind!r}: {target!r}."
+
+
+class NeverCompiled(WolongError):
+    """A model ran, and nothing of it was compiled. Logged once a model, never raised."""
+
+    template = (
+        "{name} runs eagerly: nothing of it was compiled ({because}). "
+        "TORCH_LOGS=graph_breaks shows where torch.compile gave up."
+    )
+
+
 class NoCompiler(WolongError):
     """No C++ compiler on this machine: models run eagerly until there is one."""
 
