@@ -1,1 +1,11 @@
-"""From an FX partition to a program, its schedule, its source and a callable."""
+"""From an FX partition to a program, its schedule, its source and a callable.
+
+The way through: `lower/` makes operator instances of FX nodes; the steps listed in `compile.py` fuse and
+    batch them; `schedule_ops` packs them into stages; `plan_memory` gives addresses; a target (`cpp/`,
+    `reference/`) makes a kernel.
+"""
+
+from wolong_fx.codegen.compile import STEPS, build_program, compile_partition
+from wolong_fx.codegen.lower import why_unsupported
+
+__all__ = ["STEPS", "build_program", "compile_partition", "why_unsupported"]

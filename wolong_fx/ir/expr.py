@@ -1,8 +1,9 @@
 """Scalar expressions of a tile program: what one point of an operator's domain computes.
 
-An expression is a DAG of immutable nodes, closed and in SSA: sharing a node means computing it once. It says nothing
-of tiles, vectors or masks; targets derive those from the domain. Types are explicit: operands of one operation have
-one dtype, `Cast` changes it. Half precisions are loaded and stored, arithmetic on them is done in float32.
+An expression is a DAG of immutable nodes, closed and in SSA: sharing a node means computing it once. It says
+    nothing of tiles, vectors or masks; targets derive those from the domain. Types are explicit: operands of
+    one operation have one dtype, `Cast` changes it. Half precisions are loaded and stored, arithmetic on them
+    is done in float32.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.types import Buffer, DType
 
 UNARY = frozenset(
-    """neg abs sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sigmoid tanh erf erfc sin cos tan asin acos
-    atan sinh cosh asinh acosh atanh floor ceil round trunc not bitnot isnan isinf lgamma""".split()
+    """neg abs sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sigmoid tanh erf erfc sin cos
+    tan asin acos atan sinh cosh asinh acosh atanh floor ceil round trunc not bitnot isnan isinf
+    lgamma""".split()
 )
 ARITHMETIC = frozenset(
     "add sub mul div floordiv truncdiv mod fmod pow max min atan2 hypot and or xor shl shr".split()
@@ -27,9 +29,11 @@ REDUCTION = frozenset("sum prod max min any all argmax argmin".split())
 
 @dataclass(frozen=True, eq=False)
 class Gather:
-    """A coordinate read from memory: `value` is an integer expression that must lie in [0, extent of that dimension).
+    """A coordinate read from memory: `value` is an integer expression that must lie in [0, extent of that
+    dimension).
 
-    check: the message of the IndexError that the caller sees when it does not (nothing is read or written then)
+    check: the message of the IndexError that the caller sees when it does not (nothing is read or written
+        then)
     """
 
     value: Expr
@@ -85,8 +89,8 @@ class Expr:
 
 @dataclass(frozen=True, eq=False)
 class Load(Expr):
-    """The element of a buffer. With `fill`, coordinates outside the buffer's shape give `fill` instead (padding);
-    without it they must be inside, which the verifier proves."""
+    """The element of a buffer. With `fill`, coordinates outside the buffer's shape give `fill` instead
+    (padding); without it they must be inside, which the verifier proves."""
 
     access: Access
     fill: float | int | bool | None = None
@@ -123,7 +127,9 @@ class IndexValue(Expr):
 
 @dataclass(frozen=True, eq=False)
 class Cast(Expr):
-    """Conversion as torch's `.to(dtype)`: float to int truncates, anything to bool is `!= 0`, round to nearest even."""
+    """Conversion as torch's `.to(dtype)`: float to int truncates, anything to bool is `!= 0`, round to
+    nearest even.
+    """
 
     x: Expr
     to: DType
@@ -155,9 +161,9 @@ class Unary(Expr):
 
 @dataclass(frozen=True, eq=False)
 class Binary(Expr):
-    """Comparisons give bool. `max` and `min` give NaN if either is; `mod` has the divisor's sign, `fmod` the dividend's;
-    `div` is true division (floats only), `floordiv` and `truncdiv` round down and towards zero. `and or xor` are
-    bitwise on integers, logical on bools."""
+    """Comparisons give bool. `max` and `min` give NaN if either is; `mod` has the divisor's sign, `fmod` the
+    dividend's; `div` is true division (floats only), `floordiv` and `truncdiv` round down and towards zero.
+    `and or xor` are bitwise on integers, logical on bools."""
 
     op: str
     a: Expr
@@ -191,10 +197,12 @@ class Where(Expr):
 
 @dataclass(frozen=True, eq=False)
 class Reduce(Expr):
-    """`op` over `body` at every value of `over`, which are variables of this node alone, the last one fastest.
+    """`op` over `body` at every value of `over`, which are variables of this node alone, the last one
+    fastest.
 
-    sum and prod start from 0 and 1 and may be reassociated; max and min give NaN if any is; argmax and argmin give the
-    int64 row-major position over `over` of the first extreme (a NaN is extreme). Over nothing, max and min are -inf, inf.
+    sum and prod start from 0 and 1 and may be reassociated; max and min give NaN if any is; argmax and argmin
+    give the int64 row-major position over `over` of the first extreme (a NaN is extreme). Over nothing, max
+    and min are -inf, inf.
     """
 
     op: str
@@ -230,14 +238,18 @@ def walk(roots: Iterable[Expr]) -> Iterator[Expr]:
 
 
 def rebuild(
-    roots: Iterable[Expr], change: Callable[[Expr], Expr | None], index: Callable[[Index], Index]
+    roots: Iterable[Expr],
+    change: Callable[[Expr], Expr | None] = lambda node: None,
+    index: Callable[[Index], Index] = lambda i: i,
+    access: Callable[[Access], Access] = lambda a: a,
 ) -> list[Expr]:
-    """Copies of `roots`, sharing kept: `change(node)` may replace a node outright, `index` maps every index."""
+    """Copies of `roots`, sharing kept: `change(node)` may replace a node outright, with all below it; `index`
+    maps every index and `access` every load's access, after its indices and gathered values were mapped."""
     new: dict[int, Expr] = {}
     roots = list(roots)
     for node in walk(roots):
         replacement = change(node)
-        new[id(node)] = replacement if replacement is not None else _copy(node, new, index)
+        new[id(node)] = replacement if replacement is not None else _copy(node, new, index, access)
     return [new[id(r)] for r in roots]
 
 
@@ -258,12 +270,17 @@ def map_access(access: Access, new: Callable[[Expr], Expr], index: Callable[[Ind
     )
 
 
-def _copy(node: Expr, new: dict[int, Expr], index: Callable[[Index], Index]) -> Expr:
+def _copy(
+    node: Expr,
+    new: dict[int, Expr],
+    index: Callable[[Index], Index],
+    change_access: Callable[[Access], Access],
+) -> Expr:
     args = [new[id(a)] for a in node.args]
     same = all(a is b for a, b in zip(args, node.args))
     match node:
         case Load(access, fill):
-            mapped = map_access(access, lambda e: new[id(e)], index)
+            mapped = change_access(map_access(access, lambda e: new[id(e)], index))
             return node if mapped is access else Load(mapped, fill)
         case IndexValue(i):
             return node if index(i) == i else IndexValue(index(i))

@@ -1,8 +1,8 @@
 """Integer index expressions: sums of scaled variables, with `//` and `%` by positive constants.
 
-An `Index` is kept in one normal form, so that equal maps are equal objects: a constant plus terms, each a coefficient
-times an atom (a variable, a quotient or a remainder). Ranges of the variables are known, which lets `(4*i + j) // 4`
-with `j < 4` become `i`: most views leave no division behind.
+An `Index` is kept in one normal form, so that equal maps are equal objects: a constant plus terms, each a
+coefficient times an atom (a variable, a quotient or a remainder). Ranges of the variables are known, which
+lets `(4*i + j) // 4` with `j < 4` become `i`: most views leave no division behind.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import ceil, prod
 from typing import Union
 
@@ -16,8 +17,8 @@ from wolong_fx.ir.types import Buffer
 class Dim:
     """One dimension of an operator's domain.
 
-    A parallel dimension's points are independent. A sequential one is run in order by one virtual block, so that a
-    point may read what an earlier one stored (scatter-add, scans).
+    A parallel dimension's points are independent. A sequential one is run in order by one virtual block, so
+    that a point may read what an earlier one stored (scatter-add, scans).
     """
 
     var: Var
@@ -42,7 +43,8 @@ class OpInst:
     """A tile program over a domain: at every point, its stores in order.
 
     dims: outermost first; the last one is the lane (vector) dimension, the one before it the row dimension
-    tile: points of each dimension that one virtual block takes; () before scheduling; the whole extent of a sequential
+    tile: points of each dimension that one virtual block takes; () before scheduling; the whole extent of a
+        sequential
           dimension
     made_from: names of the FX nodes it computes
     """
@@ -70,28 +72,42 @@ class OpInst:
     def virtual_blocks(self) -> int:
         return prod(self.grid)
 
-    def expressions(self) -> Iterator[Expr]:
+    def expressions(self) -> tuple[Expr, ...]:
         """Every expression node once, operands first: stored values and gathered store coordinates."""
+        return self._expressions
+
+    @cached_property
+    def _expressions(self) -> tuple[Expr, ...]:
         roots = [s.value for s in self.stores]
         roots += [g.value for s in self.stores for g in s.access.gathers]
-        return walk(roots)
+        return tuple(walk(roots))
 
     def loads(self) -> list[Load]:
-        return [e for e in self.expressions() if isinstance(e, Load)]
+        return [e for e in self._expressions if isinstance(e, Load)]
 
-    def reads(self) -> list[Buffer]:
+    def reads(self) -> tuple[Buffer, ...]:
         """Buffers read, each once; an accumulating store reads too."""
+        return self._reads
+
+    @cached_property
+    def _reads(self) -> tuple[Buffer, ...]:
         found = [e.access.buffer for e in self.loads()]
         found += [s.access.buffer for s in self.stores if s.accumulate]
-        return list(dict.fromkeys(found))
+        return tuple(dict.fromkeys(found))
 
-    def writes(self) -> list[Buffer]:
-        return list(dict.fromkeys(s.access.buffer for s in self.stores))
+    def writes(self) -> tuple[Buffer, ...]:
+        return self._writes
+
+    @cached_property
+    def _writes(self) -> tuple[Buffer, ...]:
+        return tuple(dict.fromkeys(s.access.buffer for s in self.stores))
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """Independent operator instances whose virtual blocks run side by side; then a barrier, unless it orders nothing."""
+    """Independent operator instances whose virtual blocks run side by side; then a barrier, unless it orders
+    nothing.
+    """
 
     ops: tuple[OpInst, ...]
     barrier: bool = True
@@ -99,7 +115,9 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """A body run `var.extent` times; `var` may stand in the body's indices. Every trip ends with its last stage's barrier."""
+    """A body run `var.extent` times; `var` may stand in the body's indices. Every trip ends with its last
+    stage's barrier.
+    """
 
     var: Var
     body: tuple[Item, ...]

@@ -69,9 +69,11 @@ class BufferKind(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """Memory with a shape. Two buffers are the same only if they are the same object; names are unique in a program.
+    """Memory with a shape. Two buffers are the same only if they are the same object; names are unique in a
+    program.
 
-    strides: in elements; a negative or overlapping stride is not allowed except 0 in an INPUT (an expanded tensor)
+    strides: in elements; a negative or overlapping stride is not allowed except 0 in an INPUT (an expanded
+        tensor)
     data: the bytes of a CONSTANT, row-major and contiguous
     """
 

@@ -1,0 +1,87 @@
+"""An FX partition to a kernel: the steps of the back end in order, each timed, verified and dumped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from torch.fx import GraphModule
+
+from wolong_fx.codegen.assign_outputs import assign_outputs
+from wolong_fx.codegen.batch_ops import batch_ops
+from wolong_fx.codegen.collapse_dims import collapse_dims
+from wolong_fx.codegen.drop_dead_ops import drop_dead_ops
+from wolong_fx.codegen.fuse_ops import fuse_ops
+from wolong_fx.codegen.lower import lower_graph
+from wolong_fx.codegen.plan_memory import plan_memory
+from wolong_fx.codegen.schedule_ops import schedule_ops
+from wolong_fx.codegen.targets import find_target
+from wolong_fx.ir.program import OpInst, Program
+from wolong_fx.ledger import Ledger
+from wolong_fx.options import Options
+
+
+def _collapse_all(ops: list[OpInst], _ledger: Ledger) -> list[OpInst]:
+    return [collapse_dims(op) for op in ops]
+
+
+Step = Callable[[list[OpInst], Ledger], list[OpInst]]
+
+STEPS: tuple[tuple[str, Step], ...] = (
+    ("drop-dead-ops", drop_dead_ops),
+    ("assign-outputs", assign_outputs),
+    ("fuse-ops", fuse_ops),
+    ("batch-ops", batch_ops),
+    ("collapse-dims", _collapse_all),
+)
+"""What happens to the operators between lowering and scheduling; any may be disabled by name."""
+
+
+def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
+    """The kernel of a partition: placeholders -> supported operators -> a tuple of tensors.
+
+    Returns a `runtime.Kernel`, or a `ReferenceKernel` with the same `launch`.
+    Raises UnsupportedOperator for a node that `why_unsupported` refuses, NoCompiler and CompilerFailed.
+    """
+    target = find_target(options)
+    program = build_program(gm, options, ledger, target.choose_tile)
+    dump(options, "source", lambda: target.source_of(program))
+    with ledger.timed("build"):
+        return target.build(program)
+
+
+def build_program(
+    gm: GraphModule, options: Options, ledger: Ledger, choose_tile: Callable[[OpInst], tuple[int, ...]]
+) -> Program:
+    """The scheduled and planned program of a partition, verified, with only the barriers it needs."""
+    with ledger.timed("lower"):
+        lowered = lower_graph(gm)
+    ops = _run_steps(lowered.ops, options, ledger)
+    with ledger.timed("schedule-ops"):
+        program = schedule_ops("wolong", ops, lowered.io, choose_tile)
+    with ledger.timed("plan-memory"):
+        program = plan_memory(program)
+    return program
+
+
+def _run_steps(ops: list[OpInst], options: Options, ledger: Ledger) -> list[OpInst]:
+    for name, step in STEPS:
+        if name not in options.disable:
+            with ledger.timed(name):
+                before = len(ops)
+                ops = step(ops, ledger)
+                ledger.op_counts[name] = (before, len(ops))
+    return ops
+
+
+def dump(options: Options, what: str, text: Callable[[], str]) -> None:
+    """Write an artefact to `dump_dir` under a name of its content, if the options ask for it."""
+    if what not in options.dump:
+        return
+    content = text()
+    suffix = {"program": "wir", "source": "cpp"}[what]
+    path = Path(options.dump_dir) / f"{sha256(content.encode()).hexdigest()[:12]}.{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)

@@ -1,0 +1,307 @@
+"""Vertical and sibling fusion of operator instances.
+
+*Into the reader*: a producer joins an operator that reads, at every point, just what the producer computes
+there. Its value is then used from a register; its store goes if nobody else reads it. A concat costs nothing
+this way: the copy into the slice joins the producer.
+
+*Beside the sibling*: two operators of one level and one domain that read the same things become one: MatMuls
+that share their left operand share one k-loop.
+
+Joining must not delay work that was ready early: a heavy producer, or one with further readers, joins only a
+reader that has nothing later to wait for. So the input projections of a recurrence stay outside it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+from wolong_fx.codegen.alignment import PointMap, find_point_map, is_bijective
+from wolong_fx.codegen.dataflow import dependences, is_ordered, levels
+from wolong_fx.codegen.rewrite import rename_variables, rewrite_op, share_expressions, substitute_variables
+from wolong_fx.ir.expr import Access, Expr, Load, Reduce, walk
+from wolong_fx.ir.index import Var
+from wolong_fx.ir.program import OpInst, Store
+from wolong_fx.ir.types import Buffer, BufferKind
+from wolong_fx.ledger import Ledger
+
+MAX_NODES = 400  # expression nodes of one operator: above this, registers spill and compile time grows
+MAX_STORES = 48
+MAX_DOTS = 8
+SEARCH_LIMIT = 200  # operators looked at to prove that joining makes no cycle
+
+
+def fuse_ops(ops: list[OpInst], ledger: Ledger) -> list[OpInst]:
+    """Fuse to a fixpoint; the result is in dependence order and computes the same values."""
+    fuser = _Fuser([share_expressions(rename_variables(op)) for op in ops], ledger)
+    fuser.join_readers()
+    fuser.join_siblings()
+    return fuser.result()
+
+
+@dataclass
+class _Fuser:
+    """The operators still standing, and who reads and writes which buffer."""
+
+    ops: list[OpInst | None]
+    ledger: Ledger
+    readers: dict[Buffer, set[int]] = field(default_factory=lambda: defaultdict(set))
+    writers: dict[Buffer, set[int]] = field(default_factory=lambda: defaultdict(set))
+    level: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.before = dependences([op for op in self.ops if op])
+        self.level = levels(self.before)
+        self.after: list[set[int]] = [set() for _ in self.ops]
+        for position, predecessors in enumerate(self.before):
+            for p in predecessors:
+                self.after[p].add(position)
+        for position, op in enumerate(self.ops):
+            self._register(position, op)
+
+    def _register(self, position: int, op: OpInst | None) -> None:
+        for buffer in op.reads() if op else ():
+            self.readers[buffer].add(position)
+        for buffer in op.writes() if op else ():
+            self.writers[buffer].add(position)
+
+    def _unregister(self, position: int) -> None:
+        self._unregister_all(position, self.get(position))
+
+    def _unregister_all(self, position: int, op: OpInst) -> None:
+        for buffer in op.reads():
+            self.readers[buffer].discard(position)
+        for buffer in op.writes():
+            self.writers[buffer].discard(position)
+
+    def get(self, position: int) -> OpInst:
+        op = self.ops[position]
+        assert op is not None
+        return op
+
+    # ---- into the reader
+
+    def join_readers(self) -> None:
+        """Let every operator take in the producers it can, latest first."""
+        for reader in range(len(self.ops)):
+            while self.ops[reader] is not None and self._take_one(reader):
+                pass
+
+    def _take_one(self, reader: int) -> bool:
+        producers = sorted(self.before[reader], key=lambda p: -self.level[p])
+        for producer in producers:
+            point_map = self._why_join(producer, reader)
+            if point_map is not None:
+                self._join(producer, reader, point_map)
+                return True
+        return False
+
+    def _why_join(self, producer: int, reader: int) -> PointMap | None:
+        """The map between their points if joining is possible and pays."""
+        first, second = self.get(producer), self.get(reader)
+        if not _can_host(first) or not _can_host(second) or _too_big(first, second):
+            return None
+        if not self._is_ready_last(producer, reader) and (
+            is_heavy(first) or self._is_needed_elsewhere(producer, reader)
+        ):
+            return None
+        point_map = self._find_common_map(first, second)
+        if point_map is None or not is_bijective(point_map, first, second):
+            return None
+        return point_map if self._makes_no_cycle(producer, reader) else None
+
+    def _is_ready_last(self, producer: int, reader: int) -> bool:
+        return all(self.level[p] <= self.level[producer] for p in self.before[reader])
+
+    def _is_needed_elsewhere(self, producer: int, reader: int) -> bool:
+        return any(self.readers[b] - {reader} for b in self.get(producer).writes())
+
+    def _find_common_map(self, first: OpInst, second: OpInst) -> PointMap | None:
+        """One map under which every read of what `first` writes is at the point that writes it."""
+        stores = {s.access.buffer: s.access for s in first.stores}
+        if any(len(self.writers[b]) != 1 for b in stores if b in second.reads()):
+            return None
+        inside = {id(n) for e in second.expressions() if isinstance(e, Reduce) for n in walk(e.args)}
+        found: PointMap | None = None
+        for load in second.loads():
+            stored = stores.get(load.access.buffer)
+            if stored is None:
+                continue
+            if id(load) in inside or load.fill is not None:
+                return None
+            point_map = find_point_map(first, stored, load.access)
+            if point_map is None or (found is not None and found != point_map):
+                return None
+            found = point_map
+        return found
+
+    def _makes_no_cycle(self, producer: int, reader: int) -> bool:
+        """No third operator needs the producer and is needed by the reader (searched within levels, bounded)."""
+        floor = self.level[producer]
+        stack = [p for p in self.before[reader] if p != producer and self.level[p] > floor]
+        seen = set(stack)
+        while stack:
+            if len(seen) > SEARCH_LIMIT:
+                return False
+            for p in self.before[stack.pop()]:
+                if p == producer:
+                    return False
+                if p not in seen and self.level[p] > floor:
+                    seen.add(p)
+                    stack.append(p)
+        return True
+
+    def _join(self, producer: int, reader: int, point_map: PointMap) -> None:
+        first, second = self.get(producer), self.get(reader)
+        moved = substitute_variables(first, point_map, second.dims)
+        joined = _joined(moved, second)
+        self._unregister(producer)
+        self._unregister(reader)
+        self.ops[producer] = None
+        self._register(reader, joined)
+        kept = tuple(s for s in joined.stores if self._is_needed(s, reader))
+        self._unregister_all(reader, joined)
+        self._replace(reader, share_expressions(replace(joined, stores=kept)))
+        self._rewire(producer, reader)
+        self.ledger.note(
+            "fuse-ops", ",".join(first.made_from), "fused", f"computed where {second.name} reads it"
+        )
+
+    def _is_needed(self, store: Store, reader: int) -> bool:
+        buffer = store.access.buffer
+        return buffer.kind is BufferKind.OUTPUT or bool(self.readers[buffer]) or len(self.writers[buffer]) > 1
+
+    def _replace(self, position: int, op: OpInst) -> None:
+        self.ops[position] = op
+        self._register(position, op)
+
+    def _rewire(self, gone: int, into: int) -> None:
+        """All that followed or preceded `gone` now follows or precedes `into`; levels rise where they must."""
+        self.before[into] = (self.before[into] | self.before[gone]) - {gone, into}
+        for p in self.before[gone]:
+            self.after[p].discard(gone)
+            self.after[p].add(into)
+        for n in self.after[gone] - {into}:
+            self.before[n].discard(gone)
+            self.before[n].add(into)
+            self.after[into].add(n)
+        self.after[into].discard(into)
+        self.before[gone], self.after[gone] = set(), set()
+        self.level[into] = 1 + max((self.level[p] for p in self.before[into]), default=-1)
+        self._raise_levels(into)
+
+    def _raise_levels(self, start: int) -> None:
+        stack = [start]
+        while stack:
+            position = stack.pop()
+            for n in self.after[position]:
+                if self.level[n] <= self.level[position]:
+                    self.level[n] = self.level[position] + 1
+                    stack.append(n)
+
+    # ---- beside the sibling
+
+    def join_siblings(self) -> None:
+        """Join operators of one level and domain that share a matrix operand or an input."""
+        self._settle_levels()
+        groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        for position, op in enumerate(self.ops):
+            if op is not None and _can_host(op):
+                for key in _shared_operands(op):
+                    groups[(self.level[position], op.domain, *key)].append(position)
+        for members in groups.values():
+            self._join_group([m for m in members if self.ops[m] is not None])
+
+    def _join_group(self, members: list[int]) -> None:
+        if not members:
+            return
+        into, *others = members
+        for other in others:
+            first, second = self.get(into), self.get(other)
+            if (
+                self.level[into] != self.level[other]
+                or _too_big(first, second)
+                or _dots(first, second) > MAX_DOTS
+            ):
+                into = other
+                continue
+            joined = replace(
+                first, stores=first.stores + second.stores, made_from=first.made_from + second.made_from
+            )
+            self._unregister(into)
+            self._unregister(other)
+            self.ops[other] = None
+            self._replace(into, share_expressions(joined))
+            self._rewire(other, into)
+            self.ledger.note(
+                "fuse-ops", ",".join(second.made_from), "fused", f"shares an operand with {first.name}"
+            )
+
+    def _settle_levels(self) -> None:
+        """Levels from scratch: joining may have shortened paths."""
+        order = self._order()
+        for position in order:
+            self.level[position] = 1 + max((self.level[p] for p in self.before[position]), default=-1)
+
+    def _order(self) -> list[int]:
+        alive = [p for p, op in enumerate(self.ops) if op is not None]
+        return sorted(alive, key=lambda p: (self.level[p], p))
+
+    def result(self) -> list[OpInst]:
+        return [self.get(p) for p in self._order()]
+
+
+def is_heavy(op: OpInst) -> bool:
+    """Whether an operator does more than constant work a point."""
+    return any(isinstance(e, Reduce) for e in op.expressions())
+
+
+def _can_host(op: OpInst) -> bool:
+    """Only plain stores over parallel dimensions are fused."""
+    return not any(d.sequential for d in op.dims) and not any(is_ordered(s) for s in op.stores)
+
+
+def _too_big(first: OpInst, second: OpInst) -> bool:
+    if len(first.stores) + len(second.stores) > MAX_STORES:
+        return True
+    return sum(1 for op in (first, second) for _ in op.expressions()) > MAX_NODES
+
+
+def _dots(first: OpInst, second: OpInst) -> int:
+    return sum(isinstance(e, Reduce) for op in (first, second) for e in op.expressions())
+
+
+def _joined(first: OpInst, second: OpInst) -> OpInst:
+    """Both operators' stores, `first`'s values taking the place of `second`'s loads of them."""
+    values = {s.access.buffer: s.value for s in first.stores}
+
+    def change(node: Expr) -> Expr | None:
+        return values.get(node.access.buffer) if isinstance(node, Load) else None
+
+    reading = rewrite_op(second, change=change)
+    return replace(
+        second, stores=first.stores + reading.stores, made_from=(*first.made_from, *second.made_from)
+    )
+
+
+def _shared_operands(op: OpInst) -> list[tuple[object, ...]]:
+    """Keys under which siblings are found: a dot's left operand with its depth; an input read point by point."""
+    keys: dict[tuple[object, ...], None] = {}
+    for node in op.expressions():
+        if isinstance(node, Reduce):
+            for load in walk(node.args):
+                if isinstance(load, Load) and not _varies_with_lane(load.access, op):
+                    depth = tuple(v.extent for v in node.over)
+                    keys["left", depth, id(load.access.buffer), _shape_of(load.access, node)] = None
+    return list(keys)
+
+
+def _varies_with_lane(access: Access, op: OpInst) -> bool:
+    lane = op.dims[-1].var if op.dims else None
+    return lane is None or any(lane in i.variables() for i in access.affine)
+
+
+def _shape_of(access: Access, reduce: Reduce) -> tuple[str, ...]:
+    """An access as text in which the reduction's variables have neutral names."""
+    neutral = {v: Var(f"k.{i}", v.extent) for i, v in enumerate(reduce.over)}
+    return tuple(str(i.substitute(neutral)) for i in access.affine)

@@ -1,0 +1,104 @@
+"""Matrix products: a sum over k of a product of two loads. Bias and scaling are ordinary pointwise work
+around it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.fx import Node
+
+from wolong_fx.codegen.lower.pointwise import Scalar, elementwise
+from wolong_fx.codegen.lower.registry import lowers
+from wolong_fx.codegen.lower.value import (
+    DTYPES,
+    Coordinates,
+    TensorValue,
+    binary,
+    cast,
+    constant,
+    constant_expr,
+    of_buffer,
+    reshaped,
+)
+from wolong_fx.ir.expr import Expr, Reduce
+from wolong_fx.ir.index import Index, Var
+
+if TYPE_CHECKING:
+    from wolong_fx.codegen.lower.graph import Lowering
+
+aten = torch.ops.aten
+
+
+def product(lowering: Lowering, node: Node, a: TensorValue, b: TensorValue) -> TensorValue:
+    """a (..., M, K) times b (..., K, N), batch dimensions equal; accumulated in the compute type, rounded
+    once.
+
+    Both operands are read K times over, so they are put in memory first if they are not there.
+    """
+    dtype = DTYPES[node.meta["val"].dtype]
+    shape = (*a.shape[:-1], b.shape[-1])
+    depth = a.shape[-1]
+    if not depth:
+        return constant(0, dtype, shape)
+    a, b = lowering.realised(a), lowering.realised(b)
+    k = Var(f"k{len(lowering.ops)}", depth)
+
+    def at(point: Coordinates) -> Expr:
+        *batch, row, column = point
+        left = cast(a.at((*batch, row, Index.of(k))), dtype.compute)
+        right = cast(b.at((*batch, Index.of(k), column)), dtype.compute)
+        if depth == 1:
+            return cast(binary("mul", left, right), dtype)
+        return cast(Reduce("sum", (k,), binary("mul", left, right)), dtype)
+
+    return TensorValue(shape, dtype, at, cost=2 * depth)
+
+
+def kept(lowering: Lowering, value: TensorValue) -> TensorValue:
+    """A heavy value in memory of its own: fusion decides later whether it joins its reader."""
+    return of_buffer(lowering.as_buffer(value)) if value.elements else value
+
+
+@lowers(aten.mm.default, aten.bmm.default)
+def lower_mm(lowering: Lowering, node: Node, a: TensorValue, b: TensorValue) -> TensorValue:
+    return kept(lowering, product(lowering, node, a, b))
+
+
+@lowers(aten.mv.default)
+def lower_mv(lowering: Lowering, node: Node, a: TensorValue, x: TensorValue) -> TensorValue:
+    column = product(lowering, node, a, reshaped(x, (x.shape[0], 1)))
+    return kept(lowering, reshaped(column, (a.shape[0],)))
+
+
+@lowers(aten.dot.default)
+def lower_dot(lowering: Lowering, node: Node, x: TensorValue, y: TensorValue) -> TensorValue:
+    one = product(lowering, node, reshaped(x, (1, x.shape[0])), reshaped(y, (y.shape[0], 1)))
+    return kept(lowering, reshaped(one, ()))
+
+
+@lowers(aten.addmm.default, aten.baddbmm.default)
+def lower_addmm(
+    lowering: Lowering,
+    node: Node,
+    bias: TensorValue,
+    a: TensorValue,
+    b: TensorValue,
+    *,
+    beta: Scalar = 1,
+    alpha: Scalar = 1,
+) -> TensorValue:
+    """beta * bias + alpha * (a @ b); beta = 0 ignores the bias, NaNs in it too, as torch does."""
+    dots = product(lowering, node, a, b)
+    if beta == 0:
+        return kept(lowering, elementwise(node, lambda d: _scaled(d, alpha), dots))
+
+    def formula(first: Expr, second: Expr) -> Expr:
+        return binary("add", _scaled(first, beta), _scaled(second, alpha))
+
+    return kept(lowering, elementwise(node, formula, bias, dots))
+
+
+def _scaled(x: Expr, factor: Scalar) -> Expr:
+    return x if factor == 1 else binary("mul", x, constant_expr(factor, x.dtype))

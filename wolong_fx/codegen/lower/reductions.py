@@ -1,0 +1,278 @@
+"""Reductions over whole dimensions. Each gets memory of its own; what it reads is computed inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch.fx import Node
+
+from wolong_fx.codegen.lower.matmul import kept
+from wolong_fx.codegen.lower.registry import lowers
+from wolong_fx.codegen.lower.value import (
+    DTYPES,
+    Coordinates,
+    TensorValue,
+    binary,
+    broadcast,
+    cast,
+    constant,
+    constant_expr,
+    reshaped,
+    unary,
+)
+from wolong_fx.ir.expr import Expr, Reduce
+from wolong_fx.ir.index import Index, Var
+from wolong_fx.ir.types import DType
+
+if TYPE_CHECKING:
+    from wolong_fx.codegen.lower.graph import Lowering
+
+aten = torch.ops.aten
+
+Dims = Sequence[int] | int | None
+
+
+def reduced_dims(dim: Dims, rank: int) -> tuple[int, ...]:
+    """The dimensions named by an ATen `dim` argument; None and [] mean all."""
+    if dim is None or dim == []:
+        return tuple(range(rank))
+    dims = (dim,) if isinstance(dim, int) else dim
+    return tuple(sorted({d % rank if rank else 0 for d in dims if rank}))
+
+
+def reduction(
+    lowering: Lowering,
+    op: str,
+    x: TensorValue,
+    dims: tuple[int, ...],
+    compute: DType,
+    finish: Callable[[Expr], Expr] = lambda e: e,
+) -> TensorValue:
+    """`finish(op over dims of x)` with the reduced dimensions dropped, not yet in memory, of dtype `compute`."""
+    over = {d: Var(f"k{len(lowering.ops)}_{d}", x.shape[d]) for d in dims}
+    kept_shape = tuple(n for d, n in enumerate(x.shape) if d not in over)
+    running = tuple(v for v in over.values() if v.extent != 1)
+
+    def at(point: Coordinates) -> Expr:
+        rest = iter(point)
+        place = tuple(Index.of(over[d]) if d in over else next(rest) for d in range(x.rank))
+        body = cast(x.at(place), compute)
+        return finish(Reduce(op, running, body) if running else body)
+
+    return TensorValue(kept_shape, compute, at, cost=prod(x.shape[d] for d in dims) * (1 + x.cost))
+
+
+def _settled(lowering: Lowering, node: Node, value: TensorValue) -> TensorValue:
+    """The reduction in memory, in the node's dtype and shape (keepdim puts back dimensions of extent 1)."""
+    result = node.meta["val"]
+    dtype = DTYPES[result.dtype]
+    narrowed = TensorValue(value.shape, dtype, lambda at: cast(value.at(at), dtype), cost=value.cost)
+    return reshaped(kept(lowering, narrowed), tuple(result.shape))
+
+
+# ---- sums and products
+
+
+@lowers(aten.sum.default, aten.sum.dim_IntList)
+def lower_sum(
+    lowering: Lowering, node: Node, x: TensorValue, dim: Dims = None, keepdim: bool = False, **_dtype: object
+) -> TensorValue:
+    compute = DTYPES[node.meta["val"].dtype].compute
+    return _settled(lowering, node, reduction(lowering, "sum", x, reduced_dims(dim, x.rank), compute))
+
+
+@lowers(aten.mean.default, aten.mean.dim)
+def lower_mean(
+    lowering: Lowering, node: Node, x: TensorValue, dim: Dims = None, keepdim: bool = False, **_dtype: object
+) -> TensorValue:
+    compute = DTYPES[node.meta["val"].dtype].compute
+    return _settled(lowering, node, _mean(lowering, x, reduced_dims(dim, x.rank), compute))
+
+
+def _mean(lowering: Lowering, x: TensorValue, dims: tuple[int, ...], compute: DType) -> TensorValue:
+    count = constant_expr(prod(x.shape[d] for d in dims), compute)
+    return reduction(lowering, "sum", x, dims, compute, lambda total: binary("div", total, count))
+
+
+@lowers(aten.prod.default, aten.prod.dim_int)
+def lower_prod(
+    lowering: Lowering, node: Node, x: TensorValue, dim: Dims = None, keepdim: bool = False, **_dtype: object
+) -> TensorValue:
+    compute = DTYPES[node.meta["val"].dtype].compute
+    return _settled(lowering, node, reduction(lowering, "prod", x, reduced_dims(dim, x.rank), compute))
+
+
+# ---- variance, in two passes over the data: no cancellation
+
+
+def _variance(
+    lowering: Lowering, node: Node, x: TensorValue, dim: Dims, correction: float
+) -> tuple[TensorValue, ...]:
+    """(variance, mean) with keepdim shapes dropped."""
+    compute = x.dtype.compute
+    dims = reduced_dims(dim, x.rank)
+    mean = kept(lowering, _mean(lowering, x, dims, compute))
+    wide = tuple(1 if d in dims else n for d, n in enumerate(x.shape))
+    middle = broadcast(reshaped(mean, wide), x.shape)
+
+    def squared(point: Coordinates) -> Expr:
+        distance = binary("sub", cast(x.at(point), compute), middle.at(point))
+        return binary("mul", distance, distance)
+
+    divisor = constant_expr(max(prod(x.shape[d] for d in dims) - correction, 0), compute)
+    squares = TensorValue(x.shape, compute, squared, cost=x.cost + 2)
+    variance = reduction(lowering, "sum", squares, dims, compute, lambda s: binary("div", s, divisor))
+    return variance, mean
+
+
+@lowers(aten.var.correction)
+def lower_var(
+    lowering: Lowering,
+    node: Node,
+    x: TensorValue,
+    dim: Dims = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> TensorValue:
+    x = lowering.realised(x)
+    variance, _mean_value = _variance(lowering, node, x, dim, 1 if correction is None else correction)
+    return _settled(lowering, node, variance)
+
+
+@lowers(aten.var_mean.correction)
+def lower_var_mean(
+    lowering: Lowering,
+    node: Node,
+    x: TensorValue,
+    dim: Dims = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> list[TensorValue]:
+    x = lowering.realised(x)
+    pair = _variance(lowering, node, x, dim, 1 if correction is None else correction)
+    results = node.meta["val"]
+    return [_shaped(lowering, v, r) for v, r in zip(pair, results, strict=True)]
+
+
+def _shaped(lowering: Lowering, value: TensorValue, like: torch.Tensor) -> TensorValue:
+    dtype = DTYPES[like.dtype]
+    narrowed = TensorValue(value.shape, dtype, lambda at: cast(value.at(at), dtype), cost=value.cost)
+    return reshaped(kept(lowering, narrowed), tuple(like.shape))
+
+
+# ---- extremes
+
+
+def _over_nothing(node: Node) -> str | None:
+    source = node.args[0]
+    empty = isinstance(source, Node) and source.meta["val"].numel() == 0
+    return "a reduction over nothing, which torch refuses" if empty else None
+
+
+@lowers(aten.amax.default, aten.amin.default, aten.max.default, aten.min.default, unless=_over_nothing)
+def lower_extreme(
+    lowering: Lowering, node: Node, x: TensorValue, dim: Dims = None, keepdim: bool = False
+) -> TensorValue:
+    op = "max" if node.target in (aten.amax.default, aten.max.default) else "min"
+    compute = x.dtype.compute
+    dims = reduced_dims(dim, x.rank)
+    if x.dtype is DType.BOOL:
+        op = "any" if op == "max" else "all"
+    return _settled(lowering, node, reduction(lowering, op, x, dims, compute))
+
+
+@lowers(aten.argmax.default, aten.argmin.default, unless=_over_nothing)
+def lower_position(
+    lowering: Lowering, node: Node, x: TensorValue, dim: int | None = None, keepdim: bool = False
+) -> TensorValue:
+    op = "argmax" if node.target is aten.argmax.default else "argmin"
+    return _position(lowering, node, op, x, reduced_dims(dim, x.rank), node.meta["val"])
+
+
+def _position(
+    lowering: Lowering, node: Node, op: str, x: TensorValue, dims: tuple[int, ...], like: torch.Tensor
+) -> TensorValue:
+    if all(x.shape[d] == 1 for d in dims):
+        return constant(0, DType.I64, tuple(like.shape))
+    found = reduction(lowering, op, x, dims, DType.I32 if x.dtype is DType.BOOL else x.dtype.compute)
+    whole = TensorValue(found.shape, DType.I64, found.at, cost=found.cost)
+    return reshaped(kept(lowering, whole), tuple(like.shape))
+
+
+@lowers(aten.max.dim, aten.min.dim, unless=_over_nothing)
+def lower_extreme_and_position(
+    lowering: Lowering, node: Node, x: TensorValue, dim: int, keepdim: bool = False
+) -> list[TensorValue]:
+    x = lowering.realised(x)
+    op = "max" if node.target is aten.max.dim else "min"
+    values, positions = node.meta["val"]
+    dims = reduced_dims(dim, x.rank)
+    named = op if x.dtype is not DType.BOOL else {"max": "any", "min": "all"}[op]
+    best = _shaped(lowering, reduction(lowering, named, x, dims, x.dtype.compute), values)
+    return [best, _position(lowering, node, f"arg{op}", x, dims, positions)]
+
+
+@lowers(aten.any.default, aten.any.dim, aten.any.dims, aten.all.default, aten.all.dim, aten.all.dims)
+def lower_any_all(
+    lowering: Lowering, node: Node, x: TensorValue, dim: Dims = None, keepdim: bool = False
+) -> TensorValue:
+    op = "any" if node.target in (aten.any.default, aten.any.dim, aten.any.dims) else "all"
+    return _settled(lowering, node, reduction(lowering, op, x, reduced_dims(dim, x.rank), DType.BOOL))
+
+
+# ---- softmax: maximum, exponentials, their sum
+
+
+@lowers(aten._softmax.default, unless=_over_nothing)
+def lower_softmax(
+    lowering: Lowering, node: Node, x: TensorValue, dim: int, _half_to_float: bool
+) -> TensorValue:
+    dtype = DTYPES[node.meta["val"].dtype]
+    shifted = _shifted(lowering, x, dim)
+    grown = TensorValue(
+        x.shape, shifted.dtype, lambda at: unary("exp", shifted.at(at)), cost=shifted.cost + 4
+    )
+    grown = kept(lowering, grown)
+    total = _spread(kept(lowering, reduction(lowering, "sum", grown, _one(dim, x), grown.dtype)), x, dim)
+    return TensorValue(
+        x.shape, dtype, lambda at: cast(binary("div", grown.at(at), total.at(at)), dtype), cost=1
+    )
+
+
+@lowers(aten._log_softmax.default, unless=_over_nothing)
+def lower_log_softmax(lowering: Lowering, node: Node, x: TensorValue, dim: int, _half: bool) -> TensorValue:
+    dtype = DTYPES[node.meta["val"].dtype]
+    shifted = _shifted(lowering, x, dim)
+    grown = TensorValue(
+        x.shape, shifted.dtype, lambda at: unary("exp", shifted.at(at)), cost=shifted.cost + 4
+    )
+    logs = reduction(lowering, "sum", grown, _one(dim, x), grown.dtype, lambda s: unary("log", s))
+    total = _spread(kept(lowering, logs), x, dim)
+    return TensorValue(
+        x.shape, dtype, lambda at: cast(binary("sub", shifted.at(at), total.at(at)), dtype), cost=2
+    )
+
+
+def _shifted(lowering: Lowering, x: TensorValue, dim: int) -> TensorValue:
+    """x minus its maximum along `dim`, in the compute type."""
+    x = lowering.realised(x)
+    compute = x.dtype.compute
+    most = _spread(kept(lowering, reduction(lowering, "max", x, _one(dim, x), compute)), x, dim)
+    return TensorValue(
+        x.shape, compute, lambda at: binary("sub", cast(x.at(at), compute), most.at(at)), cost=1
+    )
+
+
+def _one(dim: int, x: TensorValue) -> tuple[int, ...]:
+    return (dim % x.rank,) if x.rank else ()
+
+
+def _spread(value: TensorValue, x: TensorValue, dim: int) -> TensorValue:
+    """A reduction's result broadcast back over the dimension it dropped."""
+    wide = tuple(1 if d in _one(dim, x) else n for d, n in enumerate(x.shape))
+    return broadcast(reshaped(value, wide), x.shape)

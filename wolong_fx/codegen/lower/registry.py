@@ -1,0 +1,28 @@
+"""The table of lowerings: ATen overload -> function from (lowering, node, operands) to values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Lowering = Callable[..., Any]
+Doubt = Callable[[torch.fx.Node], "str | None"]
+
+LOWERINGS: dict[torch._ops.OpOverload, Lowering] = {}
+DOUBTS: dict[torch._ops.OpOverload, Doubt] = {}
+
+
+def lowers(*targets: torch._ops.OpOverload, unless: Doubt | None = None) -> Callable[[Lowering], Lowering]:
+    """Register a lowering; `unless(node)` may name a reason why this very node is not supported."""
+
+    def register(function: Lowering) -> Lowering:
+        for target in targets:
+            assert target not in LOWERINGS, target
+            LOWERINGS[target] = function
+            if unless is not None:
+                DOUBTS[target] = unless
+        return function
+
+    return register

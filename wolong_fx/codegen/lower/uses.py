@@ -1,0 +1,63 @@
+"""How often a value would be computed if nobody kept it: uses seen through views, broadcasts counted twice."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import Graph, Node
+
+aten = torch.ops.aten
+
+VIEWS = frozenset(
+    (
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.permute.default,
+        aten.expand.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.squeeze.default,
+        aten.alias.default,
+        aten.detach.default,
+        aten.t.default,
+        aten.transpose.int,
+        aten.split_with_sizes.default,
+        aten.split.Tensor,
+        aten.unbind.int,
+        operator.getitem,
+    )
+)
+"""Operators whose result is an index map over their first operand."""
+
+
+def count_uses(graph: Graph) -> dict[Node, int]:
+    """Uses of every node's value, counting a view's uses as its operand's."""
+    uses: dict[Node, int] = {}
+    for node in reversed(graph.nodes):
+        uses[node] = sum(_weight(node, user, uses) for user in node.users)
+    return uses
+
+
+def _weight(node: Node, user: Node, uses: dict[Node, int]) -> int:
+    if user.target in VIEWS:
+        return uses[user] * (2 if _repeats(node, user) else 1)
+    return 2 if _repeats(node, user) else sum(a is node for a in _flat_inputs(user))
+
+
+def _repeats(node: Node, user: Node) -> bool:
+    """Whether `user` reads elements of `node` more than once, by broadcasting it."""
+    mine, theirs = node.meta.get("val"), user.meta.get("val")
+    if not isinstance(mine, torch.Tensor) or not isinstance(theirs, torch.Tensor):
+        return False
+    return theirs.numel() > mine.numel() and user.target is not aten.cat.default
+
+
+def _flat_inputs(user: Node) -> list[Node]:
+    found: list[Node] = []
+    torch.fx.node.map_arg((user.args, user.kwargs), found.append)
+    return found

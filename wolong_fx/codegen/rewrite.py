@@ -1,0 +1,145 @@
+"""Small changes to operator instances that several steps share: other buffers, other coordinates, shared
+nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from wolong_fx.ir.expr import (
+    Access,
+    Binary,
+    Cast,
+    Const,
+    Expr,
+    Gather,
+    IndexValue,
+    Load,
+    Reduce,
+    Unary,
+    Where,
+    map_access,
+    rebuild,
+    walk,
+)
+from wolong_fx.ir.index import Index, IndexLike, Var
+from wolong_fx.ir.program import Dim, OpInst, Store
+from wolong_fx.ir.types import Buffer
+
+
+def rewrite_op(
+    op: OpInst,
+    change: Callable[[Expr], Expr | None] = lambda e: None,
+    index: Callable[[Index], Index] = lambda i: i,
+    access: Callable[[Access], Access] = lambda a: a,
+) -> OpInst:
+    """A copy of `op`: `change` may replace expression nodes; `index` and `access` map what loads and stores
+    use.
+    """
+    roots = stored_expressions(op)
+    new = dict(zip(map(id, roots), rebuild(roots, change, index, access), strict=True))
+    stores = tuple(
+        Store(access(map_access(s.access, lambda e: new[id(e)], index)), new[id(s.value)], s.accumulate)
+        for s in op.stores
+    )
+    return replace(op, stores=stores)
+
+
+def stored_expressions(op: OpInst) -> list[Expr]:
+    """The roots of an operator's expressions: stored values, and positions that stores gather."""
+    return [s.value for s in op.stores] + [g.value for s in op.stores for g in s.access.gathers]
+
+
+def substitute_variables(op: OpInst, values: Mapping[Var, IndexLike], dims: tuple[Dim, ...]) -> OpInst:
+    """`op` over new dimensions `dims`, its old variables replaced by indices over them."""
+    changed = rewrite_op(op, index=lambda i: i.substitute(values))
+    return replace(changed, dims=dims)
+
+
+Relocation = tuple[Buffer, tuple[Index, ...]]
+
+
+def relocate_buffers(op: OpInst, moved: Mapping[Buffer, Relocation]) -> OpInst:
+    """`op` with every access to a moved buffer going to (new buffer, leading coordinates) instead."""
+    if not any(b in moved for b in (*op.reads(), *op.writes())):
+        return op
+
+    def access(old: Access) -> Access:
+        if old.buffer not in moved:
+            return old
+        buffer, lead = moved[old.buffer]
+        return Access(buffer, (*lead, *old.index))
+
+    return rewrite_op(op, access=access)
+
+
+def rename_variables(op: OpInst) -> OpInst:
+    """`op` with its dimensions called d0, d1, ...: equal domains then have equal variables."""
+    dims = tuple(Dim(Var(f"d{i}", d.extent), d.sequential) for i, d in enumerate(op.dims))
+    if dims == op.dims:
+        return op
+    return substitute_variables(op, {old.var: new.var for old, new in zip(op.dims, dims, strict=True)}, dims)
+
+
+def share_expressions(op: OpInst) -> OpInst:
+    """`op` with equal expressions made one node: computed once, written once."""
+    known: dict[tuple[object, ...], Expr] = {}
+    canonical: dict[int, Expr] = {}
+    for node in walk(stored_expressions(op)):
+        args = [canonical[id(a)] for a in node.args]
+        key = _key(node, args)
+        if key not in known:
+            known[key] = _with_args(node, args)
+        canonical[id(node)] = known[key]
+    stores = tuple(
+        Store(
+            map_access(s.access, lambda e: canonical[id(e)], lambda i: i),
+            canonical[id(s.value)],
+            s.accumulate,
+        )
+        for s in op.stores
+    )
+    return replace(op, stores=stores)
+
+
+def _key(node: Expr, args: Sequence[Expr]) -> tuple[object, ...]:
+    ids = tuple(map(id, args))
+    match node:
+        case Load(access, fill):
+            place = tuple(i if isinstance(i, Index) else i.check for i in access.index)
+            return ("load", id(access.buffer), place, repr(fill), ids)
+        case Const(value, kind):
+            return ("const", repr(value), kind)
+        case IndexValue(index):
+            return ("index", index)
+        case Cast():
+            return ("cast", node.to, ids)
+        case Unary() | Binary():
+            return (node.op, ids)
+        case Where():
+            return ("where", ids)
+        case Reduce():
+            return ("reduce", node.op, node.over, ids)
+    raise AssertionError(type(node))
+
+
+def _with_args(node: Expr, args: Sequence[Expr]) -> Expr:
+    if all(a is b for a, b in zip(node.args, args, strict=True)):
+        return node
+    match node:
+        case Load(access, fill):
+            values = iter(args)
+            place = tuple(Gather(next(values), i.check) if isinstance(i, Gather) else i for i in access.index)
+            return Load(Access(access.buffer, place), fill)
+        case Cast():
+            return Cast(args[0], node.to)
+        case Unary():
+            return Unary(node.op, args[0])
+        case Binary():
+            return Binary(node.op, args[0], args[1])
+        case Where():
+            return Where(*args)
+        case Reduce():
+            return Reduce(node.op, node.over, args[0])
+    raise AssertionError(type(node))

@@ -1,0 +1,97 @@
+"""The targets a program can be made a kernel for: how each cuts tiles, and how it builds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from wolong_fx.codegen.lower.value import TORCH_DTYPES
+from wolong_fx.codegen.reference import ReferenceKernel
+from wolong_fx.ir.program import OpInst, Program
+from wolong_fx.ir.types import Buffer, BufferKind
+from wolong_fx.options import Options
+from wolong_fx.runtime import KernelImage, TensorSpec, choose_isa, isa_flags, load_kernel, team_size
+
+
+class Target(Protocol):
+    """What the back end asks of a machine."""
+
+    def choose_tile(self, op: OpInst) -> tuple[int, ...]:
+        """Points of each dimension that one virtual block takes."""
+        ...
+
+    def source_of(self, program: Program) -> str:
+        """The program in the target's language."""
+        ...
+
+    def build(self, program: Program) -> Any:
+        """The callable kernel."""
+        ...
+
+
+def find_target(options: Options) -> Target:
+    """The target that the options name, for the machine we are on."""
+    if options.target == "reference":
+        return ReferenceTarget()
+    return CppTarget(options, choose_isa(options.isa), team_size(options.threads))
+
+
+@dataclass(frozen=True)
+class CppTarget:
+    """Generated C++ on this CPU."""
+
+    options: Options
+    isa: str
+    threads: int
+
+    def choose_tile(self, op: OpInst) -> tuple[int, ...]:
+        from wolong_fx.codegen.cpp import choose_tile
+
+        return choose_tile(op, self.isa, self.threads)
+
+    def source_of(self, program: Program) -> str:
+        from wolong_fx.codegen.cpp import emit_program
+
+        return emit_program(program, self.isa, self.threads).text
+
+    def build(self, program: Program) -> Any:
+        from wolong_fx.codegen.cpp import emit_program
+
+        assert program.arena is not None
+        source = emit_program(program, self.isa, self.threads)
+        image = KernelImage(
+            source=source.text,
+            flags=isa_flags(self.isa),
+            arena_bytes=program.arena.size,
+            constants=source.constants,
+            inputs=_specs(program, BufferKind.INPUT),
+            outputs=_specs(program, BufferKind.OUTPUT),
+            threads=self.threads,
+            checks=source.checks,
+            name=program.name,
+        )
+        return load_kernel(image, self.options)
+
+
+@dataclass(frozen=True)
+class ReferenceTarget:
+    """The reference machine; its small odd tiles leave ragged edges everywhere."""
+
+    def choose_tile(self, op: OpInst) -> tuple[int, ...]:
+        return tuple(d.extent if d.sequential else min(d.extent, 7) for d in op.dims)
+
+    def source_of(self, program: Program) -> str:
+        from wolong_fx.ir.text import print_program
+
+        return print_program(program)
+
+    def build(self, program: Program) -> Any:
+        return ReferenceKernel(program)
+
+
+def _specs(program: Program, kind: BufferKind) -> tuple[TensorSpec, ...]:
+    return tuple(_spec(b) for b in program.buffers if b.kind is kind)
+
+
+def _spec(buffer: Buffer) -> TensorSpec:
+    return TensorSpec(TORCH_DTYPES[buffer.dtype], buffer.shape, buffer.strides)
