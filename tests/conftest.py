@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -43,6 +44,13 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
+def _can_mount() -> bool:
+    command = "mount -t tmpfs none /mnt"
+    return shutil.which("unshare") is not None and (
+        subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True).returncode == 0
+    )
+
+
 CAPABILITIES: dict[str, Capability] = {
     "none": Capability(lambda: True, ""),
     "cpu": Capability(_has_compiler, "needs a C++ compiler: g++ on PATH, or CXX"),
@@ -50,6 +58,7 @@ CAPABILITIES: dict[str, Capability] = {
     "avx512": Capability(lambda: "avx512f" in _cpu_flags(), "needs a processor with AVX-512"),
     "two_cores": Capability(lambda: len(os.sched_getaffinity(0)) > 1, "needs two processors"),
     "unprivileged": Capability(lambda: os.geteuid() != 0, "needs a user whom file modes bind (not root)"),
+    "private_mounts": Capability(_can_mount, "needs the right to mount a disk of its own (root)"),
     "tensorboard": Capability(lambda: find_spec("tensorboard") is not None, "needs tensorboard"),
     "gpu": Capability(_has_gpu, "needs a CUDA device"),
     "fabric": Capability(lambda: Path("/sys/class/infiniband").is_dir(), "needs an RDMA device"),
