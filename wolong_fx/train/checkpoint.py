@@ -88,13 +88,13 @@ def find_newest_checkpoint(directory: Path) -> Checkpoint | None:
 
 def checkpoint_files(directory: Path) -> list[Path]:
     """The checkpoints of a directory, newest first."""
-    return sorted(directory.glob("step-*.pt"), reverse=True)
+    return sorted(directory.glob("step-*.pt"), key=_step_of, reverse=True)
 
 
 def drop_newer_checkpoints(directory: Path, step: int) -> None:
     """Remove checkpoints after `step`: left in place they would be taken for this run's newest."""
     for path in checkpoint_files(directory):
-        if path.stem > f"step-{step:08d}":
+        if _step_of(path) > step:
             path.unlink()
 
 
@@ -109,6 +109,10 @@ def flat(**groups: Any) -> dict[str, Any]:
     """Dataclasses by name as one `group.field` dictionary, the keys of the command line."""
     pairs = ((f"{group}.{key}", value) for group in groups for key, value in asdict(groups[group]).items())
     return dict(pairs)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def _verify_checksums(path: Path) -> None:

@@ -72,16 +72,15 @@ class OptimConfig:
     lr: float = 3e-3
     weight_decay: float = 0.0
     momentum: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
 
     def __post_init__(self) -> None:
         _one_of("optim.name", self.name, OPTIMIZERS)
         _check("optim.lr", self.lr, 0 < self.lr < math.inf, "a number above 0")
         for name in ("weight_decay", "momentum"):
             _check(f"optim.{name}", getattr(self, name), getattr(self, name) >= 0, "a number, 0 or more")
-        _check(
-            "optim.betas", self.betas, all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"
-        )
+        are_decays = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
+        _check("optim.betas", self.betas, are_decays, "two numbers from 0 to below 1")
 
 
 @dataclass

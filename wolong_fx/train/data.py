@@ -25,7 +25,7 @@ _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests"}
 
 @dataclass(frozen=True)
 class Corpus:
-    """train, validation: (n,) uint8; digest tells texts apart."""
+    """train, validation: (n,) uint8; digest tells texts and their splits apart."""
 
     train: Tensor
     validation: Tensor
@@ -40,9 +40,8 @@ def load_corpus(config: DataConfig) -> Corpus:
     validation = b"".join(d[cut:] for d, cut in zip(documents, cuts, strict=True))
     for part, text in (("training", train), ("validation", validation)):
         _check_size(source, part, len(text), config.length)
-    return Corpus(
-        _to_tensor(train), _to_tensor(validation), hashlib.sha256(train + validation).hexdigest()[:16]
-    )
+    digest = "-".join(hashlib.sha256(part).hexdigest()[:8] for part in (train, validation))
+    return Corpus(_to_tensor(train), _to_tensor(validation), digest)
 
 
 class Windows:

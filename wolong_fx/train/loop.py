@@ -73,7 +73,7 @@ class Run:
         """What a checkpoint must share with a run that continues it: model, text, seed."""
         groups = checkpoints.flat(model=self.config.model)
         own = {"seed": self.config.seed, "optim.name": self.config.optim.name}
-        return groups | own | {"data.length": self.config.data.length, "data.path": self.corpus.digest}
+        return groups | own | {"data.length": self.config.data.length, "text digest": self.corpus.digest}
 
     def checkpoint(self) -> Checkpoint:
         """The state now."""

@@ -15,5 +15,6 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
     lr, decay = config.lr, config.weight_decay
     if config.name == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay)
+    first, second = config.betas
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
-    return kind(parameters, lr=lr, betas=config.betas, weight_decay=decay)
+    return kind(parameters, lr=lr, betas=(first, second), weight_decay=decay)
