@@ -49,7 +49,7 @@ def test_builders_killed_at_any_moment_leave_a_cache_that_works(child, options, 
         if moment.random() < 0.5:
             cache.clear()
     assert child(lambda: computes_right(image, options)).succeeds()
-    # A compiler whose builder was killed runs on for a moment and may add a file while its directory is swept.
+    # The compiler of a killed builder runs on for a moment and may add a file to a directory being swept.
     deadline = time.monotonic() + 10
     while list(cache.directory.glob("tmp/*")) and time.monotonic() < deadline:
         cache.prune()

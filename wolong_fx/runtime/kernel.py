@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from struct import Struct
+from struct import error as StructError
 
 import torch
 from torch import Tensor
@@ -88,6 +89,9 @@ class Kernel:
             arguments = block.arguments
             self._write_addresses(arguments, self._offset, *map(_address, inputs), *map(_address, outputs))
             failed = self._run(arguments)
+        except StructError:
+            self.check_inputs(inputs)  # which knows what to say of a wrong number of them
+            raise
         finally:
             self._blocks.append(block)
         if failed:
