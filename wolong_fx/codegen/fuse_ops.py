@@ -136,7 +136,7 @@ class _Fuser:
         return found
 
     def _makes_no_cycle(self, producer: int, reader: int) -> bool:
-        """No third operator needs the producer and is needed by the reader (searched within levels, bounded)."""
+        """No third operator needs the producer and is needed by the reader; the search is bounded."""
         floor = self.level[producer]
         stack = [p for p in self.before[reader] if p != producer and self.level[p] > floor]
         seen = set(stack)
@@ -176,7 +176,7 @@ class _Fuser:
         self._register(position, op)
 
     def _rewire(self, gone: int, into: int) -> None:
-        """All that followed or preceded `gone` now follows or precedes `into`; levels rise where they must."""
+        """All that followed or preceded `gone` now does so of `into`; levels rise where they must."""
         self.before[into] = (self.before[into] | self.before[gone]) - {gone, into}
         for p in self.before[gone]:
             self.after[p].discard(gone)
@@ -285,7 +285,7 @@ def _joined(first: OpInst, second: OpInst) -> OpInst:
 
 
 def _shared_operands(op: OpInst) -> list[tuple[object, ...]]:
-    """Keys under which siblings are found: a dot's left operand with its depth; an input read point by point."""
+    """Keys under which siblings are found: the operand of a reduction that lanes share, with its depth."""
     keys: dict[tuple[object, ...], None] = {}
     for node in op.expressions():
         if isinstance(node, Reduce):

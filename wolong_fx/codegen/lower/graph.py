@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_aggregate
 
 from wolong_fx.codegen.lower import (  # noqa: F401  (imported for their registrations)
     creation,
@@ -99,11 +100,11 @@ class Lowering:
     def _call(self, node: Node) -> Any:
         if node.target is operator.getitem:
             return self.values[node.args[0]][node.args[1]]  # type: ignore[index]
-        lowering = LOWERINGS.get(node.target)  # type: ignore[arg-type]
+        lowering = LOWERINGS.get(node.target)
         if lowering is None:
             raise UnsupportedOperator(operator=str(node.target), because="it has no lowering")
-        args = torch.fx.node.map_aggregate(node.args, self._operand)
-        kwargs = torch.fx.node.map_aggregate(node.kwargs, self._operand)
+        args = map_aggregate(node.args, self._operand)
+        kwargs = map_aggregate(node.kwargs, self._operand)
         return lowering(self, node, *args, **kwargs)  # type: ignore[arg-type]
 
     def _operand(self, arg: Any) -> Any:

@@ -6,7 +6,7 @@ eager raises. Scatters that add run their updates in order, so the result is the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from wolong_fx.codegen.lower.registry import lowers
 from wolong_fx.codegen.lower.value import (
+    DTYPES,
     Coordinates,
     TensorValue,
     binary,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
+Place = Callable[[Coordinates], tuple[Coordinate, ...]]
+
 OUT_OF_RANGE = "index out of range in self"
 
 
@@ -51,8 +54,8 @@ def _gathered(
     lowering: Lowering,
     source: TensorValue,
     shape: Sequence[int],
-    place,
-    cost: int = 1,  # type: ignore[no-untyped-def]
+    place: Place,
+    cost: int = 1,
 ) -> TensorValue:
     """The value whose element `at` is `source` at `place(at)`, coordinates that may be gathered."""
     buffer = lowering.as_buffer(source)
@@ -98,6 +101,40 @@ def lower_gather(
         return (*at[:dim], position(indices.at(at), x.shape[dim]), *at[dim + 1 :])
 
     return _gathered(lowering, x, result_shape(node), place)
+
+
+def _scales_by_frequency(node: Node) -> str | None:
+    scales = len(node.args) > 4 and bool(node.args[4])
+    return "gradients scaled by frequency" if scales else None
+
+
+@lowers(aten.embedding_dense_backward.default, unless=_scales_by_frequency)
+def lower_embedding_backward(
+    lowering: Lowering,
+    node: Node,
+    grad: TensorValue,
+    indices: TensorValue,
+    _rows: int,
+    padding: int,
+    _scale: bool,
+) -> TensorValue:
+    shape = result_shape(node)
+    count = indices.elements
+    rows = reshaped(lowering.realised(indices), (count,))
+    flat = reshaped(grad, (count, shape[1]))
+
+    def masked(at: Coordinates) -> Expr:
+        is_padding = binary("eq", cast(rows.at(at[:1]), DType.I64), constant_expr(padding, DType.I64))
+        return Where(is_padding, constant_expr(0, grad.dtype), flat.at(at))
+
+    source = TensorValue(flat.shape, grad.dtype, masked, cost=flat.cost + 2) if padding >= 0 else flat
+    buffer = _copied(lowering, constant(0, DTYPES[node.meta["val"].dtype], shape))
+    return _scatter(
+        lowering, buffer, source, lambda at: (position(rows.at(at[:1]), shape[0]), at[1]), _FIRST, "add"
+    )
+
+
+_FIRST = frozenset((0,))
 
 
 # ---- aten.index: any dimensions may be indexed, together broadcast
@@ -163,7 +200,7 @@ def _scatter(
     lowering: Lowering,
     buffer: Buffer,
     source: TensorValue,
-    place,  # type: ignore[no-untyped-def]
+    place: Place,
     ordered: frozenset[int],
     accumulate: str | None,
 ) -> TensorValue:

@@ -309,7 +309,7 @@ def lower_comparison(_: Lowering, node: Node, a: Operand, b: Operand) -> TensorV
     return elementwise(node, lambda x, y: binary(op, x, y), a, b, compute=promoted(node))
 
 
-_LOGICAL = {
+_LOGICAL: dict[Any, str] = {
     aten.logical_and.default: "and",
     aten.logical_or.default: "or",
     aten.logical_xor.default: "xor",

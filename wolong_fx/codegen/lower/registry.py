@@ -10,11 +10,11 @@ import torch
 Lowering = Callable[..., Any]
 Doubt = Callable[[torch.fx.Node], "str | None"]
 
-LOWERINGS: dict[torch._ops.OpOverload, Lowering] = {}
-DOUBTS: dict[torch._ops.OpOverload, Doubt] = {}
+LOWERINGS: dict[Any, Lowering] = {}
+DOUBTS: dict[Any, Doubt] = {}
 
 
-def lowers(*targets: torch._ops.OpOverload, unless: Doubt | None = None) -> Callable[[Lowering], Lowering]:
+def lowers(*targets: Any, unless: Doubt | None = None) -> Callable[[Lowering], Lowering]:
     """Register a lowering; `unless(node)` may name a reason why this very node is not supported."""
 
     def register(function: Lowering) -> Lowering:

@@ -1,4 +1,5 @@
-"""How often a value would be computed if nobody kept it: uses seen through views, broadcasts counted twice."""
+"""How often a value would be computed if nobody kept it: uses seen through views, broadcasts counted twice.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import operator
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 
@@ -59,5 +61,5 @@ def _repeats(node: Node, user: Node) -> bool:
 
 def _flat_inputs(user: Node) -> list[Node]:
     found: list[Node] = []
-    torch.fx.node.map_arg((user.args, user.kwargs), found.append)
+    map_arg((user.args, user.kwargs), found.append)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -130,7 +130,7 @@ def lower_diagonal(
     return reindexed(x, result_shape(node), to_source)
 
 
-def _along(x: TensorValue, dim: int, shape: Sequence[int], change) -> TensorValue:  # type: ignore[no-untyped-def]
+def _along(x: TensorValue, dim: int, shape: Sequence[int], change: Callable[[Index], Index]) -> TensorValue:
     """A view that maps the coordinate of one dimension and keeps the others."""
     return reindexed(x, shape, lambda at: tuple(change(i) if d == dim else i for d, i in enumerate(at)))
 
