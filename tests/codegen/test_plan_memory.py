@@ -1,0 +1,59 @@
+"""The memory plan: nothing alive is overwritten, little is wasted."""
+
+import torch
+
+from wolong_fx.codegen import build_program
+from wolong_fx.codegen.plan_memory import ALIGNMENT, HEADER, live_ranges
+from wolong_fx.codegen.reference.machine import run_program
+from wolong_fx.ledger import Ledger
+from wolong_fx.options import Options
+from wolong_fx.testing.tracing import trace_core
+
+
+def plan_of(function, *inputs):
+    gm = trace_core(function, *inputs)
+    return build_program(gm, Options.of(disable=("fuse-ops",)), Ledger(), lambda op: op.domain)
+
+
+def chain(depth):
+    def function(x, w):
+        for _ in range(depth):
+            x = torch.tanh(x @ w)
+        return x
+
+    return function
+
+
+def test_buffers_alive_together_never_overlap():
+    program = plan_of(lambda x, w: (torch.softmax(x @ w, 1) + x.exp()) @ w, torch.randn(8, 8), torch.randn(8, 8))
+    ranges, offsets = live_ranges(program), program.arena.offsets
+    buffers = list(ranges)
+    for i, a in enumerate(buffers):
+        for b in buffers[i + 1 :]:
+            if ranges[a].first < ranges[b].last and ranges[b].first < ranges[a].last:
+                assert offsets[a] + a.span_bytes <= offsets[b] or offsets[b] + b.span_bytes <= offsets[a]
+
+
+def test_the_arena_does_not_grow_with_the_length_of_a_chain():
+    inputs = (torch.randn(16, 16), torch.randn(16, 16))
+    assert plan_of(chain(30), *inputs).arena.size == plan_of(chain(5), *inputs).arena.size
+
+
+def test_offsets_are_aligned_and_leave_the_header_free():
+    program = plan_of(chain(4), torch.randn(3, 5), torch.randn(5, 5))
+    assert all(o >= HEADER and o % ALIGNMENT == 0 for o in program.arena.offsets.values())
+    assert program.arena.size % ALIGNMENT == 0
+
+
+def test_a_result_takes_the_place_of_an_operand_that_dies():
+    x = torch.randn(64)
+    program = plan_of(lambda x: ((x.exp() + 0).clone().sum() + x).tanh().sin(), x)
+    assert program.arena.size - HEADER <= 3 * 64 * 4
+    torch.testing.assert_close(run_program(program, [x])[0], (x.exp().sum() + x).tanh().sin())
+
+
+def test_memory_reuse_keeps_results_in_any_block_order():
+    inputs = (torch.randn(7, 7), torch.randn(7, 7))
+    program = plan_of(chain(6), *inputs)
+    for seed in range(3):
+        torch.testing.assert_close(run_program(program, list(inputs), seed=seed)[0], chain(6)(*inputs))
