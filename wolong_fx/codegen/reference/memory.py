@@ -63,7 +63,7 @@ class Memory:
                 self.storages[buffer] = self._read_only(_constant(buffer))
             elif buffer.kind is BufferKind.OUTPUT or (buffer.kind is BufferKind.TEMPORARY and not arena):
                 self.storages[buffer] = self._fresh(buffer, colour)
-            elif arena:
+            elif arena and buffer.kind is BufferKind.TEMPORARY:
                 self.storages[buffer] = self._in_arena(buffer, colour, *arena)
 
     def dtype(self, dtype: DType) -> torch.dtype:
