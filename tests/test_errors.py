@@ -104,6 +104,19 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
         "'a.txt' gives 9 bytes of validation text, windows of data.length=64 need 128; "
         "take more text, a smaller data.length or another data.validation.",
     ),
+    "BrokenRule": (
+        {"step": "simplify", "rule": "every value has metadata", "culprit": "%add"},
+        "pass 'simplify' broke a rule (every value has metadata): %add. This is a defect of the pass; "
+        "disable='simplify' runs without it.",
+    ),
+    "UnknownPass": (
+        {"name": "simplfy", "where": "disable", "nearest": "simplify"},
+        "unknown pass 'simplfy' in disable; did you mean 'simplify'? `wolong passes` lists all.",
+    ),
+    "BadPassText": (
+        {"text": "simplify{", "because": "no closing brace", "example": "fold-constants{max_bytes=4096}"},
+        "cannot read pass 'simplify{': no closing brace; write it like 'fold-constants{max_bytes=4096}'.",
+    ),
     "TornCheckpoint": (
         {"path": "step-1.pt", "because": "not a zip file"},
         "checkpoint 'step-1.pt' cannot be read: not a zip file; resume from an older one with resume=FILE.",

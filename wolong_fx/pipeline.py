@@ -1,0 +1,142 @@
+"""The way of one graph: the table of passes, read top to bottom, then a kernel for each partition.
+
+Whatever goes wrong here is ours to survive: the graph then runs as it came, and one line in the log says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.fx import Graph, GraphModule, Node
+
+from wolong_fx import codegen
+from wolong_fx.assemble import assemble_executor
+from wolong_fx.errors import WolongError
+from wolong_fx.ledger import Ledger
+from wolong_fx.options import Options
+from wolong_fx.passes.base import Pass
+from wolong_fx.passes.canonicalise import Canonicalise
+from wolong_fx.passes.cut_partitions import CutPartitions
+from wolong_fx.passes.decompose import Decompose
+from wolong_fx.passes.fold_constants import FoldConstants
+from wolong_fx.passes.manager import PassManager
+from wolong_fx.passes.remove_common_subexpressions import RemoveCommonSubexpressions
+from wolong_fx.passes.remove_dead_code import RemoveDeadCode
+from wolong_fx.passes.simplify import Simplify
+from wolong_fx.passes.text import check_names
+from wolong_fx.passes.values import find_value_problem, has_symbolic_size, value_of
+from wolong_fx.runtime import warn_once
+
+logger = logging.getLogger("wolong_fx")
+
+BoxedCallable = Callable[[list[Any]], Any]
+
+_graph_numbers = itertools.count()
+
+
+def pass_table(options: Options) -> tuple[Pass, ...]:
+    """THE table: what is done to a graph, in this order."""
+    return (
+        Canonicalise(),
+        Decompose(why_eager),
+        FoldConstants(),
+        Simplify(),
+        RemoveCommonSubexpressions(),
+        RemoveDeadCode(),
+        CutPartitions(why_eager, min_ops=options.min_ops),
+    )
+
+
+def step_names() -> tuple[str, ...]:
+    """Every name that Options.disable may hold: the passes, then the steps of code generation."""
+    return (*(a_pass.name for a_pass in pass_table(Options())), *(name for name, _ in codegen.STEPS))
+
+
+def compile_graph(
+    gm: GraphModule, example_inputs: Sequence[object], options: Options, *, role: str, ledger: Ledger
+) -> BoxedCallable:
+    """A boxed callable that computes what `gm` does: takes one list of inputs, clears it, returns outputs.
+
+    gm: functional core ATen with fake tensors in meta["val"]; it is not changed
+    role: "inference", "forward" or "backward", for the log and the ledger
+    Raises UnknownPass for a name in options.disable that nothing has. Never raises for the graph's sake.
+    """
+    check_names(options.disable, step_names(), where="disable")
+    try:
+        because = find_graph_problem(gm, example_inputs)
+        return run_eagerly(gm, role, because, ledger) if because else _compile(gm, options, role, ledger)
+    except Exception as error:  # any defect of ours must cost the model speed, never its run
+        because = f"{type(error).__name__}: {_first_line(error)}"
+        logger.warning("the %s graph runs eagerly: %s", role, because)
+        return run_eagerly(gm, role, because, ledger)
+
+
+def _compile(gm: GraphModule, options: Options, role: str, ledger: Ledger) -> BoxedCallable:
+    label = f"{role}-{next(_graph_numbers)}" if options.dump else role
+    manager = PassManager(pass_table(options), options, ledger, label)
+    cut = manager(copy_graph(gm)).graph_module
+
+    def find_kernel(name: str, partition: GraphModule) -> Any:
+        return _find_kernel(name, partition, options, ledger)
+
+    with ledger.timed("assemble"):
+        executor = assemble_executor(cut, find_kernel)
+    if not executor.launches:
+        return run_eagerly(gm, role, "no part of it became a kernel", ledger)
+    return executor
+
+
+def _find_kernel(name: str, partition: GraphModule, options: Options, ledger: Ledger) -> Any:
+    """The partition's kernel; None, said in log and ledger, where it could not be made."""
+    try:
+        return codegen.compile_partition(partition, options, ledger)
+    except Exception as error:
+        because = f"{type(error).__name__}: {_first_line(error)}"
+        warn_once(because, f"{name} runs eagerly: {error if isinstance(error, WolongError) else because}")
+        ledger.note("codegen", name, "fell-back", because)
+        return None
+
+
+def run_eagerly(gm: GraphModule, role: str, because: str, ledger: Ledger) -> BoxedCallable:
+    """The graph as it came, called the boxed way; the ledger hears why."""
+    ledger.note("pipeline", f"{role} graph", "fell-back", because)
+
+    def run(inputs: list[Any]) -> Any:
+        values = list(inputs)
+        inputs.clear()
+        return gm.forward(*values)
+
+    run._boxed_call = True  # type: ignore[attr-defined]  # how AOTAutograd tells such a callable
+    return run
+
+
+def find_graph_problem(gm: GraphModule, example_inputs: Sequence[object]) -> str | None:
+    """Why no part of the graph can be compiled; None if some may."""
+    inputs = [value_of(node) for node in gm.graph.nodes if node.op == "placeholder"]
+    if any(has_symbolic_size(value) for value in (*example_inputs, *inputs)):
+        return "a size is known only at run time (dynamic shapes)"
+    foreign = (node for node in gm.graph.nodes if node.op in ("call_method", "call_module"))
+    return next((f"{node.op} {node.target} is not an ATen operator" for node in foreign), None)
+
+
+def why_eager(node: Node) -> str | None:
+    """None for a node that becomes part of a kernel, else the reason it is left to torch."""
+    for value in (value_of(node), *map(value_of, node.all_input_nodes)):
+        if because := find_value_problem(value):
+            return because
+    return codegen.why_unsupported(node)
+
+
+def copy_graph(gm: GraphModule) -> GraphModule:
+    """A module of its own with the same graph; parameters and buffers are shared."""
+    graph, copies = Graph(), {}
+    returned = graph.graph_copy(gm.graph, copies)
+    graph.output(returned).meta = dict(gm.graph.output_node().meta)
+    return GraphModule(gm, graph)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
