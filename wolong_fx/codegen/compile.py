@@ -24,6 +24,7 @@ from wolong_fx.options import Options
 
 
 def _collapse_all(ops: list[OpInst], _ledger: Ledger) -> list[OpInst]:
+    """Neighbouring dimensions that every access walks through as one become one."""
     return [collapse_dims(op) for op in ops]
 
 
