@@ -41,6 +41,24 @@ def test_options_as_json_carries_the_whole_table(capsys):
     assert rows == json.loads(json.dumps([row._asdict() for row in option_table()]))
 
 
+def test_passes_shows_every_step_in_order_with_what_it_does(capsys):
+    from wolong_fx.pipeline import step_names
+
+    assert main(["passes"]) == 0
+    rows = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert tuple(row[0] for row in rows) == step_names()
+    assert [row[0] for row in rows if row[1] != "on" or len(row[-1].split()) < 4] == []
+
+
+def test_passes_says_what_is_switched_off_and_refuses_an_unknown_name(capsys, monkeypatch):
+    monkeypatch.setenv("WOLONG_DISABLE", "simplify")
+    main(["passes"])
+    assert re.findall(r"^(\S+) +off", capsys.readouterr().out, re.MULTILINE) == ["simplify"]
+    monkeypatch.setenv("WOLONG_DISABLE", "simplfy")
+    assert main(["passes"]) == 2
+    assert "'simplify'" in capsys.readouterr().err
+
+
 def test_cache_info_counts_what_is_there(cache, capsys):
     assert main(["cache", "info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

@@ -23,6 +23,7 @@ _EXAMPLES = """\
 examples:
   wolong options                    every setting, its default and its environment variable
   wolong options --json             the same, for programs
+  wolong passes                     what is done to a graph, in order, and what is switched off
   wolong cache info                 where kernels are kept, how many, how large
   wolong cache prune --max-mb 500   delete the kernels used longest ago until 500 MB are left
 """
@@ -54,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_argument("--json", action="store_true", help="print one JSON array")
     options.set_defaults(run=show_options)
 
+    passes = commands.add_parser("passes", help="what is done to a graph, in order, and what is switched off")
+    passes.set_defaults(run=show_passes)
+
     cache = commands.add_parser("cache", help="look at the kernel cache, prune it, clear it")
     actions = cache.add_subparsers(title="actions", required=True, metavar="ACTION")
     info = actions.add_parser("info", help="where kernels are kept, how many, how large")
@@ -74,6 +78,27 @@ def show_options(arguments: argparse.Namespace) -> None:
         return
     shown = [(row.name, row.variable, _default_text(row.default), row.meaning) for row in rows]
     _print_table(("option", "variable", "default", "meaning"), shown)
+
+
+def show_passes(arguments: argparse.Namespace) -> None:
+    """The pass table and the steps of code generation, as the options in force would run them."""
+    from wolong_fx import codegen
+    from wolong_fx.passes.text import check_names
+    from wolong_fx.pipeline import pass_table, step_names
+
+    options = Options.of()
+    check_names(options.disable, step_names(), where="disable")
+    steps = [(p.name, p.numerics.value, sys.modules[type(p).__module__].__doc__) for p in pass_table(options)]
+    steps += [(name, "", step.__doc__) for name, step in codegen.STEPS]
+    rows = [
+        (name, "off" if name in options.disable else "on", numerics, _first_sentence(name, text))
+        for name, numerics, text in steps
+    ]
+    _print_table(("step", "state", "numerics", "meaning"), rows)
+
+
+def _first_sentence(name: str, text: str | None) -> str:
+    return (text or "").partition("\n")[0].removeprefix(f"{name}: ")
 
 
 def show_cache(arguments: argparse.Namespace) -> None:
