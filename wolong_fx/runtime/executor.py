@@ -84,6 +84,11 @@ class _Writer:
         self.names: dict[str, object] = {}
 
     def source(self) -> str:
+        if self._is_one_kernel():
+            launch = self._name("launch", self._steps[0].kernel.launch)  # type: ignore[union-attr]
+            return (
+                f"def call(inputs):\n    outputs = {launch}(inputs)\n    inputs.clear()\n    return outputs\n"
+            )
         lines = ["def call(inputs):"]
         if self._inputs:
             lines.append(f"    {_targets(self._inputs)} = inputs")
@@ -94,6 +99,13 @@ class _Writer:
                 lines.append(f"    del {', '.join(f's{slot}' for slot in dead)}")
         lines.append(f"    return {self._text(list(self._outputs))}")
         return "\n".join(lines) + "\n"
+
+    def _is_one_kernel(self) -> bool:
+        """Whether a kernel takes the inputs as they come and its outputs are the graph's."""
+        if len(self._steps) != 1 or not isinstance(self._steps[0], KernelStep):
+            return False
+        step = self._steps[0]
+        return step.ins == self._inputs and tuple(map(Slot, step.outs)) == self._outputs
 
     def _dying(self) -> list[list[int]]:
         """For each step the slots that nothing after it reads."""

@@ -56,7 +56,7 @@ class Kernel:
     def __init__(
         self, image: KernelImage, options: Options, library: ctypes.CDLL, openmp: OpenMP | None
     ) -> None:
-        self.image, self.options = image, options
+        self.image, self.options, self.library = image, options, library
         self._constants = Arena.holding(image.constants)
         self._blocks = [Block(image, self._constants)]
         self._allocations = [_allocation(spec) for spec in image.outputs]
@@ -80,7 +80,7 @@ class Kernel:
         """
         if check:
             self.check_inputs(inputs)
-        outputs = [allocate() for allocate in self._allocations]
+        outputs = self.allocate_outputs()
         try:
             block = self._blocks.pop()
         except IndexError:
@@ -97,6 +97,10 @@ class Kernel:
         if failed:
             raise KernelCheckFailed(message=self.image.checks[failed - 1], kernel=self.name)
         return outputs
+
+    def allocate_outputs(self) -> list[Tensor]:
+        """New tensors as image.outputs says, their content undefined."""
+        return [allocate() for allocate in self._allocations]
 
     def check_inputs(self, inputs: Sequence[Tensor]) -> None:
         """Raise StaleKernelInput for the first input that this kernel was not compiled for."""

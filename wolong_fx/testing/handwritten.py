@@ -70,7 +70,7 @@ extern "C" long wolong_run(void** args, int) {
 """
 
 REPORT_TEAM = """
-// out = {team size asked for, threads that took part}; `salt` makes sources differ.
+// out = {team size asked for, threads that took part}.
 static long took_part;
 static void body(void*) { __atomic_add_fetch(&took_part, 1, __ATOMIC_SEQ_CST); }
 extern "C" long wolong_run(void** args, int threads) {
@@ -79,6 +79,34 @@ extern "C" long wolong_run(void** args, int threads) {
   if (threads > 1) host->parallel(body, 0, threads, 0); else body(0);
   out[0] = threads; out[1] = took_part;
   return 0;
+}
+"""
+
+EIGHT_TENSORS = """
+// Two outputs, each the sum of three inputs; a team splits nothing and meets once.
+static void body(void* data) {
+  const Launch* launch = (const Launch*)data;
+  const int team = launch->team, me = team > 1 ? host->thread_num() : 0;
+  Header* header = (Header*)launch->args[0];
+  const long epoch = header->epoch + 1;
+  float** tensors = (float**)launch->args + 2;
+  if (me == 0)
+    for (int out = 0; out < 2; out++)
+      for (long i = 0; i < N; i++)
+        tensors[6 + out][i] = tensors[3 * out][i] + tensors[3 * out + 1][i] + tensors[3 * out + 2][i];
+  if (team > 1) {
+    barrier(header, me, team, epoch);
+    if (me == 0) header->epoch = epoch;
+  }
+}
+extern "C" long wolong_run(void** args, int threads) {
+  Launch launch = {args, threads};
+  if (threads > 1) host->parallel(body, &launch, threads, 0); else body(&launch);
+  return 0;
+}
+// For benchmarks: what the kernel itself takes, without what calling it from Python takes.
+extern "C" void wolong_repeat(void** args, int threads, long times) {
+  for (long i = 0; i < times; i++) wolong_run(args, threads);
 }
 """
 
@@ -113,3 +141,9 @@ def report_team(threads: int = 2) -> KernelImage:
     return KernelImage(
         PRELUDE + REPORT_TEAM, (), 4096, b"", (), (spec(2, dtype=torch.int64),), threads, name="report_team"
     )
+
+
+def eight_tensors(n: int = 16, threads: int = 1) -> KernelImage:
+    """Six inputs, two outputs: the call whose overhead is stated."""
+    source, vector = PRELUDE + f"static const long N = {n};" + EIGHT_TENSORS, spec(n)
+    return KernelImage(source, (), 4096, b"", (vector,) * 6, (vector,) * 2, threads, name="eight_tensors")

@@ -1,0 +1,140 @@
+"""What calling a kernel costs beside the kernel: by us (goal: under 2 us for 8 tensors) and by Dynamo.
+
+Our overhead = call - time inside the kernel - allocation of its outputs, each the least of many short runs:
+other work on the machine only ever adds. Dynamo's = a torch.compile call - the call it ends in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+from collections.abc import Callable, Sequence
+from time import perf_counter_ns
+
+import torch
+
+from wolong_fx import backend
+from wolong_fx.options import Options
+from wolong_fx.runtime import Executor, Kernel, KernelStep, Slot, load_kernel, team_size
+from wolong_fx.testing.handwritten import eight_tensors
+
+GOAL_NS = 2000.0
+CALLS, RUNS = 200, 400
+
+
+def least_ns(call: Callable[[], object], calls: int = CALLS, runs: int = RUNS) -> float:
+    """Nanoseconds a call, in the fastest of `runs` runs of `calls`."""
+    best = float("inf")
+    for _ in range(runs):
+        start = perf_counter_ns()
+        for _ in range(calls):
+            call()
+        best = min(best, (perf_counter_ns() - start) / calls)
+    return best - EMPTY_LOOP_NS
+
+
+EMPTY_LOOP_NS = 0.0
+EMPTY_LOOP_NS = least_ns(lambda: None)
+
+
+def inputs() -> list[torch.Tensor]:
+    """Six vectors of 16."""
+    return [torch.randn(16) for _ in range(6)]
+
+
+def kernel_ns(kernel: Kernel, tensors: Sequence[torch.Tensor], threads: int, times: int = 2000) -> float:
+    """Nanoseconds inside the kernel: it calls itself, from C."""
+    repeat = kernel.library.wolong_repeat
+    outputs = [torch.empty(16) for _ in range(2)]
+    arena = torch.zeros(kernel.image.arena_bytes, dtype=torch.uint8)
+    addresses = [t.data_ptr() for t in (arena, arena, *tensors, *outputs)]
+    block = (ctypes.c_void_p * len(addresses))(*addresses)
+    return least_ns(lambda: repeat(block, threads, ctypes.c_long(times)), calls=1, runs=50) / times
+
+
+def measure_call(threads: int) -> dict[str, float]:
+    """A kernel of six inputs and two outputs, launched by itself and as the only step of an executor.
+
+    So small a kernel ends on one thread whatever it was cut for, by way of the guard that finds that out.
+    """
+    kernel, tensors = load_kernel(eight_tensors(threads=threads), Options.of()), inputs()
+    executor = Executor([KernelStep(kernel, (0, 1, 2, 3, 4, 5), (6, 7))], range(6), (Slot(6), Slot(7)))
+    inside = min(kernel_ns(kernel, tensors, plan) for plan in {1, threads})
+    allocation = least_ns(kernel.allocate_outputs)
+    launch = least_ns(lambda: kernel.launch(tensors))
+    boxed = least_ns(lambda: executor([*tensors]))
+    return {
+        "launch_ns": launch,
+        "kernel_ns": inside,
+        "allocation_ns": allocation,
+        "overhead_ns": launch - inside - allocation,
+        "overhead_boxed_ns": boxed - inside - allocation,
+    }
+
+
+def two_sums(
+    a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor, e: torch.Tensor, f: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What eight_tensors computes, for torch.compile."""
+    return a + b + c, d + e + f
+
+
+def measure_dynamo() -> dict[str, float | int]:
+    """The same kernel reached through torch.compile; what it ends in is called directly for comparison."""
+    ends: list[Callable[..., object]] = []
+
+    def remember(gm: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor]) -> Callable[..., object]:
+        ends.append(backend.wolong(gm, example_inputs))
+        return ends[-1]
+
+    compiled, tensors = torch.compile(two_sums, backend=remember), inputs()
+    graphs_before = len(backend.torch_compile_record.graphs)
+    with torch.no_grad():
+        compiled(*tensors)
+        call, end = least_ns(lambda: compiled(*tensors)), least_ns(lambda: ends[0](*tensors))
+        eager = least_ns(lambda: two_sums(*tensors))
+    (graph,) = backend.torch_compile_record.graphs[graphs_before:]
+    return {
+        "kernel_launches": graph.kernels,
+        "call_ns": call,
+        "backend_ns": end,
+        "dynamo_adds_ns": call - end,
+        "eager_ns": eager,
+    }
+
+
+def measure() -> dict[str, object]:
+    """All of it, in nanoseconds a call."""
+    team = team_size()
+    return {
+        "torch": torch.__version__,
+        "goal_ns": GOAL_NS,
+        "one_thread": measure_call(threads=1),
+        **({"cut_for_a_team": {"threads": team, **measure_call(threads=team)}} if team > 1 else {}),
+        "torch_compile": measure_dynamo(),
+    }
+
+
+def show(results: dict[str, object]) -> None:
+    """Print results for a person."""
+    for name, values in results.items():
+        print(f"{name}: {values}" if not isinstance(values, dict) else f"{name}:")
+        for key, value in values.items() if isinstance(values, dict) else ():
+            print(f"  {key:20} {value:10,.0f}")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    as_json = parser.parse_args().json
+    results = measure()
+    if as_json:
+        print(json.dumps(results, indent=2))
+    else:
+        show(results)
+
+
+if __name__ == "__main__":
+    main()
