@@ -1,7 +1,7 @@
 """Which elements an operator touches: intervals of index expressions, and boxes of them.
 
-Intervals are inclusive and safe: every value an index takes lies inside. A bound is an int, or an array when the
-index was taken at several trips of a loop, or for several virtual blocks, at once.
+Intervals are inclusive and safe: every value an index takes lies inside. A bound is an int, or an array when
+the index was taken at several trips of a loop, or for several virtual blocks, at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from wolong_fx.ir.index import Atom, Index, Quotient, Var
 from wolong_fx.ir.program import OpInst
 from wolong_fx.ir.types import Buffer
 
-Bound = Union[int, np.ndarray]
+Bound = int | np.ndarray
 Interval = tuple[Bound, Bound]
 Ranges = Mapping[Var, Interval]
 
@@ -80,7 +80,7 @@ def touches_of(op: OpInst, expressions: Iterable[Expr] | None = None) -> list[To
 
 
 def interval(index: Index, ranges: Ranges) -> Interval:
-    """Smallest and largest value of an index when each variable lies in its range (absent: all its values)."""
+    """Smallest and largest value of an index whose variables lie in `ranges` (absent: all their values)."""
     if not ranges or index.variables().isdisjoint(ranges):
         return index.bounds()
     low: Bound = index.constant
@@ -119,7 +119,9 @@ def boxes_are_apart(a: Iterable[Interval], b: Iterable[Interval]) -> Any:
 
 
 def residues_are_apart(a: Access, b: Access) -> bool:
-    """Whether some coordinate of two accesses differs modulo what divides all its factors (even and odd columns)."""
+    """Whether some coordinate of two accesses differs modulo what divides all its factors (even and odd
+    columns).
+    """
     for x, y in zip(a.index, b.index, strict=True):
         if isinstance(x, Index) and isinstance(y, Index):
             step = gcd(*(c for _, c in x.terms), *(c for _, c in y.terms))
@@ -139,7 +141,7 @@ def separates(index: Index, var: Var) -> bool:
 
 
 def is_injective(offset: Index, variables: Iterable[Var]) -> bool:
-    """Whether an affine offset tells all its variables, `variables` among them: its factors nest like digits."""
+    """Whether an affine offset tells all its variables, `variables` among them: factors nest like digits."""
     if any(not isinstance(atom, Var) for atom, _ in offset.terms):
         return False
     factors = {atom: abs(c) for atom, c in offset.terms if isinstance(atom, Var)}

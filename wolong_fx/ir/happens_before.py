@@ -1,29 +1,33 @@
-"""Barrier correctness on planned byte ranges: no two virtual blocks of one epoch touch the same bytes, one writing.
+"""Barrier correctness on planned byte ranges: no two virtual blocks of one epoch touch the same bytes, one
+writing.
 
-What a kernel promises (and nothing else is used): a barrier orders everything before it against everything after it;
-one virtual block of one operator is run by one thread, the same in every trip of a loop, in the order of the trips.
-An *epoch* is what lies between two barriers of the running program. Two accesses of an epoch are ordered only if the
-same virtual block of the same operator makes them; so a program is free of races if and only if, in every epoch, no
-two accesses of different virtual blocks overlap in bytes with one of them a write. That is what is checked here.
+What a kernel promises (and nothing else is used): a barrier orders everything before it against everything
+after it; one virtual block of one operator is run by one thread, the same in every trip of a loop, in the
+order of the trips. An *epoch* is what lies between two barriers of the running program. Two accesses of an
+epoch are ordered only if the same virtual block of the same operator makes them; so a program is free of
+races if and only if, in every epoch, no two accesses of different virtual blocks overlap in bytes with one of
+them a write. That is what is checked here.
 
-Every pair is looked at. The program is walked in order with the accesses of the open epoch at hand (`_Epoch`), each
-operator being compared with those before it, and with itself. A loop whose body holds a barrier is walked four times:
-as the first trip (after what precedes the loop), as trip t and then trip t + 1 for *all* t at once (arrays), and as
-the last trip (before what follows). An epoch cannot span more than two of its trips, so no pair is missed. A loop
-without a barrier lies inside one epoch; its variable then takes all its values independently on both sides.
+Every pair is looked at. The program is walked in order with the accesses of the open epoch at hand
+(`_Epoch`), each operator being compared with those before it, and with itself. A loop whose body holds a
+barrier is walked four times: as the first trip (after what precedes the loop), as trip t and then trip t + 1
+for *all* t at once (arrays), and as the last trip (before what follows). An epoch cannot span more than two
+of its trips, so no pair is missed. A loop without a barrier lies inside one epoch; its variable then takes
+all its values independently on both sides.
 
 Safe, not exact: a pair is reported unless one of these proves it apart, each a sufficient condition.
-1. Different memory: buffers of the caller and constants are apart from everything; the arena's buffers by byte range.
-2. Boxes: the intervals of some coordinate are apart (footprint.py), at each trip. Two buffers at one place with one
-   geometry count as one buffer here and below.
-3. Residues: some coordinate differs modulo the divisor of all its factors.
-4. For two blocks of *one* operator, which differ in some dimension g of its grid: for every such g there is a
-   coordinate that tells blocks of g apart whatever the other variables do, either because the same index stands on
-   both sides and its factor of g outweighs all else, or because the blocks' intervals do not overlap; or the flat
-   offset is the same on both sides and injective; or the blocks' byte hulls do not overlap.
-5. Element sets, enumerated, where they are small.
-With an `owner` (which thread runs which block), pairs of blocks on one thread are ordered too, and boxes are compared
-block by block.
+1. Different memory: buffers of the caller are apart from everything else, the arena's by their byte ranges.
+2. Boxes: the intervals of some coordinate are apart (footprint.py), at each trip. Two buffers in one place
+   with one geometry count as one buffer, here and below.
+3. Residues: some coordinate differs modulo the divisor of all its factors (even and odd columns).
+4. Two blocks of *one* operator differ in some dimension g of its grid. Either the same index stands on both
+   sides in some coordinate and its factor of g outweighs all its other terms, for every such g; or the whole
+   flat offset is the same on both sides and injective.
+5. Boxes (or hulls in bytes) block by block.
+6. The bytes themselves, enumerated, where they are few.
+
+With an `owner` (which thread runs which block), pairs of blocks on one thread are ordered as well; then 5 and
+6 are tried for pairs of operators too, with blocks of one thread left out.
 """
 
 from __future__ import annotations
@@ -54,7 +58,9 @@ Owner = Callable[[OpInst, int], int]
 """Thread that runs a virtual block (by row-major number) of an operator, in every trip and launch."""
 
 Trips = Mapping[Var, Interval]
-"""Loop variables where an operator runs: (t, t), with arrays for many trips at once, or (0, last) for any trip."""
+"""Loop variables where an operator runs: (t, t), with arrays for many trips at once, or (0, last) for any
+trip.
+"""
 
 ENUMERATED = 1 << 20
 """Points up to which element sets are enumerated to prove a program free of races."""
@@ -80,7 +86,9 @@ class Race:
 
 
 def find_races(program: Program, owner: Owner | None = None) -> list[Race]:
-    """Every pair of operators of one epoch that may touch the same bytes, one writing, on different virtual blocks."""
+    """Every pair of operators of one epoch that may touch the same bytes, one writing, on different virtual
+    blocks.
+    """
     check = _Check(program, owner, ENUMERATED)
     check.walk(program.body, {}, _Epoch(check))
     return list(dict.fromkeys(check.races))
@@ -93,8 +101,10 @@ def check_races(program: Program, owner: Owner | None = None) -> None:
 
 
 def remove_redundant_barriers(program: Program, owner: Owner | None = None) -> Program:
-    """The program without the barriers that order nothing: those whose two sides, up to the next barrier that stays,
-    have no conflict. `program` must be free of races. The one behind the last stage always goes: the kernel ends."""
+    """The program without the barriers that order nothing: those whose two sides, up to the next barrier that
+    stays, have no conflict. `program` must be free of races. The one behind the last stage always goes: the
+    kernel ends.
+    """
     return _Removal(program, owner).run()
 
 
@@ -209,7 +219,9 @@ class _Epoch:
             self._insert(seen)
 
     def _conflicts_within(self, op: OpInst, new: list[_Seen]) -> Iterator[tuple[Touch, Touch]]:
-        """Pairs of one operator whose different blocks meet, in one trip (or in any, in a loop without barriers)."""
+        """Pairs of one operator whose different blocks meet, in one trip (or in any, in a loop without
+        barriers).
+        """
         if _blocks(op) <= 1:
             return
         for n, a in enumerate(new):
@@ -268,7 +280,7 @@ class _Epoch:
 
 
 class _Boxes:
-    """Boxes of one place as arrays, so that a buffer with thousands of writers (a concat) takes linear time."""
+    """Boxes of one place as arrays: a buffer with thousands of writers (a concat) takes little time."""
 
     def __init__(self) -> None:
         self.scalars: list[_Seen] = []
@@ -323,7 +335,9 @@ def _operators_are_apart(a: _Seen, b: _Seen, check: _Check) -> bool:
 
 
 def _blocks_are_apart(a: _Seen, b: _Seen, check: _Check) -> bool:
-    """Whether no two *different* blocks of one operator meet through these touches, at any two trips of theirs."""
+    """Whether no two *different* blocks of one operator meet through these touches, at any two trips of
+    theirs.
+    """
     if not _may_meet(a, b):
         return True
     if a.place.key == b.place.key and _is_told_by_index(a.touch, b.touch):
@@ -352,11 +366,15 @@ def _owners(owner: Owner) -> Labels:
 
 
 def _block_boxes_are_apart(a: _Seen, b: _Seen, labels: Labels) -> bool:
-    """Whether blocks with different labels have boxes (or byte hulls) that are apart; trips are taken together."""
+    """Whether blocks with different labels have boxes (or byte hulls) that are apart; trips are taken
+    together.
+    """
     if max(_blocks(a.touch.op), _blocks(b.touch.op)) > BLOCKS:
         return False
     meets = labels(a)[:, None] != labels(b)[None, :]
-    for (low_a, high_a), (low_b, high_b) in zip(*(_block_boxes(s, a.place.key == b.place.key) for s in (a, b))):
+    by_coordinate = a.place.key == b.place.key
+    pairs = zip(_block_boxes(a, by_coordinate), _block_boxes(b, by_coordinate), strict=True)
+    for (low_a, high_a), (low_b, high_b) in pairs:
         meets &= (high_a[:, None] >= low_b) & (low_a[:, None] <= high_b)
         if not meets.any():
             return True
@@ -365,10 +383,12 @@ def _block_boxes_are_apart(a: _Seen, b: _Seen, labels: Labels) -> bool:
 
 def _block_boxes(seen: _Seen, by_coordinate: bool) -> list[tuple[np.ndarray, np.ndarray]]:
     """Intervals for each virtual block: of every coordinate, or of bytes."""
-    op, ranges = seen.touch.op, {v: (int(np.min(t[0])), int(np.max(t[1]))) for v, t in seen.trips.items()}
-    shape, corners = (_blocks(op),), np.unravel_index(np.arange(_blocks(op)), _grid(op) or (1,))
-    by_block: dict[Var, Interval] = dict(ranges)
-    for dim, tile, corner in zip(op.dims, op.tile or op.domain, corners):
+    op, shape, grid = seen.touch.op, (_blocks(seen.touch.op),), _grid(seen.touch.op)
+    by_block: dict[Var, Interval] = {
+        v: (int(np.min(first)), int(np.max(last))) for v, (first, last) in seen.trips.items()
+    }
+    corners = np.unravel_index(np.arange(_blocks(op)), grid) if grid else ()
+    for dim, tile, corner in zip(op.dims, op.tile or op.domain, corners, strict=True):
         by_block[dim.var] = corner * tile, np.minimum(corner * tile + tile, dim.extent) - 1
     local = _Seen(seen.touch, seen.place, by_block, ())
     boxes = seen.touch.box(by_block) if by_coordinate else (local.bytes(),)
@@ -376,7 +396,9 @@ def _block_boxes(seen: _Seen, by_coordinate: bool) -> list[tuple[np.ndarray, np.
 
 
 def _sets_are_apart(a: _Seen, b: _Seen, labels: Labels, limit: int) -> bool:
-    """Whether no byte is touched by blocks with different labels, by looking at every byte; False if too many."""
+    """Whether no byte is touched by blocks with different labels, by looking at every byte; False if too
+    many.
+    """
     if max(_points(a), _points(b)) > limit:
         return False
     (bytes_a, blocks_a), (bytes_b, blocks_b) = _bytes_touched(a), _bytes_touched(b)
@@ -394,7 +416,7 @@ def _sets_are_apart(a: _Seen, b: _Seen, labels: Labels, limit: int) -> bool:
 
 def _points(seen: _Seen) -> float:
     """How many points `_bytes_touched` would enumerate; infinite when the elements are not known."""
-    known = all(isinstance(low, int) and low is high for low, high in seen.trips.values())
+    known = all(isinstance(low, int) and low == high for low, high in seen.trips.values())
     if not known or seen.touch.access.gathers:
         return float("inf")
     inner = seen.touch.variables - {d.var for d in seen.touch.op.dims} - seen.trips.keys()
@@ -407,16 +429,19 @@ def _bytes_touched(seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
     dims = [d.var for d in op.dims]
     variables = [*dims, *sorted(touch.variables - set(dims) - seen.trips.keys())]
     shape = tuple(v.extent for v in variables)
-    at: dict[Var, Any] = dict(zip(variables, np.ogrid[tuple(slice(n) for n in shape)])) if shape else {}
+    at: dict[Var, Any] = (
+        dict(zip(variables, np.ogrid[tuple(slice(n) for n in shape)], strict=True)) if shape else {}
+    )
     block: Any = 0
-    for var, tile, blocks in zip(dims, op.tile or op.domain, _grid(op)):
+    for var, tile, blocks in zip(dims, op.tile or op.domain, _grid(op), strict=True):
         block = block * blocks + at[var] // tile
     at.update({v: low for v, (low, _) in seen.trips.items()})
     coordinates = [np.asarray(i.evaluate(at)) for i in touch.access.affine]
     inside = np.ones(shape, dtype=bool)
-    for position, extent in zip(coordinates, touch.buffer.shape):
+    for position, extent in zip(coordinates, touch.buffer.shape, strict=True):
         inside &= (position >= 0) & (position < extent)
-    offset = sum((p * s for p, s in zip(coordinates, touch.buffer.strides)), np.asarray(0))
+    pairs = zip(coordinates, touch.buffer.strides, strict=True)
+    offset = sum((position * stride for position, stride in pairs), np.asarray(0))
     width = touch.buffer.dtype.bytes
     start = np.broadcast_to(offset, shape)[inside] * width + (seen.place.start or 0)
     every = (start[:, None] + np.arange(width)).reshape(-1)
@@ -452,7 +477,8 @@ def _has_barrier(item: Item) -> bool:
 class _Removal:
     """One walk over the outermost items; barriers are dropped as they prove useless, the earliest first.
 
-    open: what was touched since the last barrier that stays, the one behind the last item done being still in doubt
+    open: what was touched since the last barrier that stays, the one behind the last item done being still in
+        doubt
     """
 
     def __init__(self, program: Program, owner: Owner | None) -> None:
@@ -474,7 +500,7 @@ class _Removal:
         return replace(self.program, body=tuple(self.done))
 
     def _take_stage(self, stage: Stage) -> None:
-        body = [replace(stage, barrier=False)]
+        body: list[Item] = [replace(stage, barrier=False)]
         if not self._is_in_doubt():
             self._extend(body, self.open)
         elif self._is_free(body, self.open):
@@ -498,7 +524,9 @@ class _Removal:
         self._extend([self.done[-1]], self.open)
 
     def _is_free(self, body: list[Item], epoch: _Epoch) -> bool:
-        """Whether running `body` in an open epoch makes no race; the epoch is of no use afterwards if it does."""
+        """Whether running `body` in an open epoch makes no race; the epoch is of no use afterwards if it
+        does.
+        """
         self.check.races.clear()
         self.check.wants_all = False
         self.check.walk(body, {}, epoch)

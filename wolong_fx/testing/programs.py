@@ -9,7 +9,19 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from wolong_fx.ir.expr import Access, Binary, Cast, Const, Coordinate, Expr, Gather, Load, Reduce, Unary, Where
+from wolong_fx.ir.expr import (
+    Access,
+    Binary,
+    Cast,
+    Const,
+    Coordinate,
+    Expr,
+    Gather,
+    Load,
+    Reduce,
+    Unary,
+    Where,
+)
 from wolong_fx.ir.index import Index, IndexLike, Var
 from wolong_fx.ir.program import ArenaPlan, Dim, Item, Loop, OpInst, Program, Stage, Store
 from wolong_fx.ir.types import Buffer, BufferKind, DType
@@ -118,7 +130,9 @@ def inputs_of(program: Program, seed: int = 0) -> list[Tensor]:
     for buffer in program.buffers:
         if buffer.kind is BufferKind.INPUT:
             dense = torch.randn(buffer.shape, generator=generator, dtype=torch.float64)
-            found.append(dense.to(_TORCH[buffer.dtype]) if buffer.dtype.is_float else _whole(dense, buffer.dtype))
+            found.append(
+                dense.to(_TORCH[buffer.dtype]) if buffer.dtype.is_float else _whole(dense, buffer.dtype)
+            )
     return found
 
 
@@ -144,7 +158,9 @@ def _whole(dense: Tensor, dtype: DType) -> Tensor:
 
 
 def mlp(rows: int = 7, width: int = 13, tile: tuple[int, int] = (3, 4)) -> Program:
-    """relu(x @ w + b) @ u: two stages, the second reads all columns of the first; 13 columns leave a ragged block."""
+    """relu(x @ w + b) @ u: two stages, the second reads all columns of the first; 13 columns leave a ragged
+    block.
+    """
     p = ProgramBuilder("mlp")
     x, w, b, u = p.input("x", rows, 5), p.input("w", 5, width), p.input("b", width), p.input("u", width, 6)
     y, h = p.output("y", rows, 6), p.temporary("h", rows, width)
@@ -226,7 +242,9 @@ def embedding(tokens: int = 9, rows: int = 4, width: int = 6) -> Program:
 
 
 def shifted_sum(size: int = 10) -> Program:
-    """A three-point stencil with zeros outside, then a running sum in order: fills and a sequential dimension."""
+    """A three-point stencil with zeros outside, then a running sum in order: fills and a sequential
+    dimension.
+    """
     p = ProgramBuilder("shifted_sum")
     x, y, s = p.input("x", size), p.output("y", size), p.temporary("s", size)
     i = Var("i", size)
@@ -264,7 +282,9 @@ def mixed_types(size: int = 9) -> Program:
     chosen = Where(Binary("gt", wide, f32(0.0)), wide, Unary("expm1", wide))
     is_odd = Binary("eq", Binary("mod", load(n, i), Const(2, DType.I32)), Const(1, DType.I32))
     p.stage(
-        operator("scale", (i,), Store(at(y, i), Cast(chosen, DType.BF16)), Store(at(odd, i), is_odd), tile=(4,)),
+        operator(
+            "scale", (i,), Store(at(y, i), Cast(chosen, DType.BF16)), Store(at(odd, i), is_odd), tile=(4,)
+        ),
         operator("best", (), Store(at(best), Reduce("argmax", (k,), load(x, k)))),
     )
     return p.build()
@@ -282,8 +302,9 @@ TYPICAL: dict[str, Callable[[], Program]] = {
 def random_program(seed: int, stages: int = 4) -> Program:
     """A valid program of two-dimensional buffers, all stages followed by barriers, temporaries apart.
 
-    Operators read any earlier buffer straight, transposed, reversed or reduced over rows or columns; stages hold up
-    to three of them, side by side in slices of one buffer or in buffers of their own; a recurrence may follow.
+    Operators read any earlier buffer straight, transposed, reversed or reduced over rows or columns; stages
+    hold up to three of them, side by side in slices of one buffer or in buffers of their own; a recurrence
+    may follow.
     """
     return _RandomProgram(random.Random(seed)).build(stages)
 
@@ -314,7 +335,9 @@ class _RandomProgram:
 
     def _apart(self) -> None:
         """Operators that write a buffer each."""
-        targets = [self.p.temporary(self._name("t"), self.size, self.size) for _ in range(self.rng.randint(1, 3))]
+        targets = [
+            self.p.temporary(self._name("t"), self.size, self.size) for _ in range(self.rng.randint(1, 3))
+        ]
         i, j = self._domain()
         self.p.stage(
             *(
@@ -326,7 +349,10 @@ class _RandomProgram:
 
     def _sliced(self) -> None:
         """Two operators that share a buffer, by columns or by rows."""
-        whole, cut = self.p.temporary(self._name("t"), self.size, self.size), self.rng.randint(1, self.size - 1)
+        whole, cut = (
+            self.p.temporary(self._name("t"), self.size, self.size),
+            self.rng.randint(1, self.size - 1),
+        )
         by_rows, ops = self.rng.random() < 0.5, []
         for start, extent in ((0, cut), (cut, self.size - cut)):
             i, j = self._domain(extent)
@@ -373,5 +399,10 @@ class _RandomProgram:
     def _finish(self) -> None:
         out, (i, j) = self.p.output("y", self.size, self.size), self._domain()
         self.p.stage(
-            operator("finish", (i, j), Store(at(out, i, j), add(*(load(b, i, j) for b in self.readable))), tile=(2, 3))
+            operator(
+                "finish",
+                (i, j),
+                Store(at(out, i, j), add(*(load(b, i, j) for b in self.readable))),
+                tile=(2, 3),
+            )
         )

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+UNARY: dict[str, Callable[..., Tensor]] = {
     name: getattr(torch, name)
-    for name in """neg abs sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sigmoid tanh erf erfc sin cos
-    tan asin acos atan sinh cosh asinh acosh atanh floor ceil round trunc isnan isinf lgamma""".split()
+    for name in """neg abs sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sigmoid tanh erf
+    erfc sin cos tan asin acos atan sinh cosh asinh acosh atanh floor ceil round trunc isnan isinf
+    lgamma""".split()
 } | {"not": torch.logical_not, "bitnot": torch.bitwise_not}
 
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

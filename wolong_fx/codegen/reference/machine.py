@@ -1,8 +1,10 @@
-"""Runs programs: physical blocks that walk the program side by side, interleaved at random, and meet at barriers.
+"""Runs programs: physical blocks that walk the program side by side, interleaved at random, and meet at
+barriers.
 
-The order that a kernel may not rely on is drawn at random here: which physical block owns a virtual block, in what
-order it takes those of one stage, and whose turn it is. What a kernel may rely on is kept: a physical block owns the
-same virtual blocks in every trip of a loop, runs stages in program order, and leaves a barrier after all have arrived.
+The order that a kernel may not rely on is drawn at random here: which physical block owns a virtual block, in
+what order it takes those of one stage, and whose turn it is. What a kernel may rely on is kept: a physical
+block owns the same virtual blocks in every trip of a loop, runs stages in program order, and leaves a barrier
+after all have arrived.
 """
 
 from __future__ import annotations
@@ -38,11 +40,13 @@ def run_program(
     seed: of the random order; None draws a new one
     threads: physical blocks; 1 runs everything in program order but for the order within a stage
     owner: which physical block runs which virtual block; drawn at random when None
-    precise: compute and store every float in float64 (inputs may then be float64): the oracle of rounding errors
+    precise: compute and store every float in float64 (inputs may then be float64): the oracle of rounding
+        errors
 
-    Raises KernelCheckFailed (an IndexError) when a gathered index is out of range, StaleKernelInput for inputs of
-    another kind, and ProgramFault when the program itself is wrong: it reads what nobody wrote or what another buffer
-    overwrote, leaves its buffers' bounds, leaves outputs unwritten, or its physical blocks miss each other at a barrier.
+    Raises KernelCheckFailed (an IndexError) when a gathered index is out of range, StaleKernelInput for
+    inputs of another kind, and ProgramFault when the program itself is wrong: it reads what nobody wrote or
+    what another buffer overwrote, leaves its buffers' bounds, leaves outputs unwritten, or its physical
+    blocks miss each other at a barrier.
     """
     memory = Memory(program, inputs, precise)
     _Machine(program, memory, threads, random.Random(seed), owner).run()
@@ -51,7 +55,7 @@ def run_program(
 
 @dataclass(frozen=True)
 class _Arrival:
-    """A physical block stands at the barrier behind this stage; `item` is the position of its outermost item."""
+    """A physical block stands at the barrier behind this stage, which lies in the outermost item `item`."""
 
     stage: Stage
     item: int
@@ -153,5 +157,3 @@ def _ops(item: Item) -> Iterator[OpInst]:
     else:
         for inner in item.body:
             yield from _ops(inner)
-
-

@@ -1,4 +1,4 @@
-"""Memory of the reference machine: poisoned before use, and every element knows which buffer wrote it last."""
+"""Memory of the reference machine: poisoned before use; every element knows which buffer wrote it last."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ POISON = 0xFF
 """Every byte of memory that holds nothing: NaN as a float, -1 as an integer."""
 
 COLOURS = 255
-"""Buffers are told apart by one byte; two of one arena share a colour only if 254 others stand between them."""
+"""Buffers are told apart by one byte; two of one arena share a colour only if 254 others stand between them.
+"""
 
 TORCH_DTYPES = {
     DType.F64: torch.float64,
@@ -38,7 +39,8 @@ _COLOUR_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Storage:
     """A buffer's elements from its first to its last, gaps between strided rows included.
 
-    writer: one word an element, whose bytes are all `mark` once this buffer wrote them; None for what the caller filled
+    writer: one word an element, whose bytes are all `mark` once this buffer wrote them; None for what the
+        caller filled
     """
 
     elements: Tensor
@@ -49,7 +51,8 @@ class Storage:
 class Memory:
     """The storages of one run.
 
-    precise: every float lives in float64; each temporary then has memory of its own, since widths no longer fit a plan
+    precise: every float lives in float64; each temporary then has memory of its own, since widths no longer
+        fit a plan
     """
 
     def __init__(self, program: Program, inputs: Sequence[Tensor], precise: bool) -> None:
@@ -155,7 +158,9 @@ def _constant(buffer: Buffer) -> Tensor:
 
 
 def _elements_of(buffer: Buffer, tensor: Tensor) -> Tensor:
-    """The tensor's memory as one dimension that the buffer's strides count in; copied if it has other strides."""
+    """The tensor's memory as one dimension that the buffer's strides count in; copied if it has other
+    strides.
+    """
     if not buffer.elements:
         return tensor.new_empty(0)
     pairs = zip(buffer.shape, tensor.stride(), buffer.strides, strict=True)

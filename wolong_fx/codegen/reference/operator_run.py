@@ -1,7 +1,8 @@
 """Runs virtual blocks of one operator: all points of a block at once, an axis for every variable.
 
-A value is a tensor with one axis for each dimension of the domain and one for each nesting level of Reduce variables;
-it has extent 1 along axes that it does not depend on. So every node of the expression DAG is computed once a block.
+A value is a tensor with one axis for each dimension of the domain and one for each nesting level of Reduce
+variables; it has extent 1 along axes that it does not depend on. So every node of the expression DAG is
+computed once a block.
 """
 
 from __future__ import annotations
@@ -73,9 +74,13 @@ class OperatorRun:
             self._run_points(piece, loops)
 
     def _pieces(self, block: list[Range]) -> Iterator[list[Range]]:
-        """The block cut into boxes: single points along sequential dimensions, in order, and bounded elsewhere."""
+        """The block cut into boxes: single points along sequential dimensions, in order, and bounded
+        elsewhere.
+        """
         heaviest = max((prod(v.extent for v in n.over) for n in self._plain_reductions()), default=1)
-        steps = [1 if d.sequential else high - low for d, (low, high) in zip(self.op.dims, block, strict=True)]
+        steps = [
+            1 if d.sequential else high - low for d, (low, high) in zip(self.op.dims, block, strict=True)
+        ]
         while prod(steps) * heaviest > PIECE and max(steps) > 1:
             longest = steps.index(max(steps))
             steps[longest] = -(-steps[longest] // 2)
@@ -95,7 +100,7 @@ class OperatorRun:
         values: dict[int, Tensor] = {}
         for node in self.computed:
             values[id(node)] = self._value(node, values, at)
-        # Every store's place and value is settled before the first one happens: loads see what was there before.
+        # All places and values are settled before the first store happens: loads see what was there before.
         settled = [(s, self._offset(s.access, values, at), values[id(s.value)]) for s in self.op.stores]
         for store, offset, value in settled:
             self._store(store, np.broadcast_to(offset, shape), value.expand(shape))
@@ -151,7 +156,9 @@ class OperatorRun:
         if not storage.elements.numel():
             return torch.full(inside.shape, node.fill, dtype=storage.elements.dtype)
         self._check_written(node.access, offset, inside)
-        return torch.where(inside, storage.elements[offset], torch.tensor(node.fill, dtype=storage.elements.dtype))
+        return torch.where(
+            inside, storage.elements[offset], torch.tensor(node.fill, dtype=storage.elements.dtype)
+        )
 
     def _clipped(self, access: Access, coordinates: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Which points lie inside the buffer, and an offset for every point that is safe to read."""
@@ -261,7 +268,9 @@ def _dot(a: Tensor, b: Tensor, axes: list[int]) -> Tensor:
     kept = [x for x in range(a.ndim) if x not in axes and (x in of_a or x in of_b)]
     spelled = ["".join(letters[x] for x in some) for some in (of_a, of_b, kept)]
     result = torch.einsum(f"{spelled[0]},{spelled[1]}->{spelled[2]}", a.squeeze(), b.squeeze())
-    return result.reshape([(a.shape[x] if x in of_a else b.shape[x]) if x in kept else 1 for x in range(a.ndim)])
+    return result.reshape(
+        [(a.shape[x] if x in of_a else b.shape[x]) if x in kept else 1 for x in range(a.ndim)]
+    )
 
 
 def _is_injective(offset: np.ndarray) -> bool:
