@@ -6,7 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from wolong_fx.errors import BadConfig, CheckpointMismatch, LossNotFinite, RunDirectoryBusy, UnknownOption
+from wolong_fx.errors import (
+    BadConfig,
+    CheckpointMismatch,
+    LossNotFinite,
+    RunDirectoryBusy,
+    UnknownOption,
+    UnknownPass,
+)
 from wolong_fx.train.checkpoint import checkpoint_files, load_checkpoint
 from wolong_fx.train.config import MODELS
 from wolong_fx.train.files import own_directory
@@ -159,3 +166,8 @@ def test_a_run_that_logs_nothing_still_finishes(tiny, tmp_path):
     finish_run(outcome, tmp_path)
     assert outcome.records == []
     assert [p.name for p in checkpoint_files(tmp_path)] == ["step-00000012.pt"]
+
+
+def test_an_unknown_pass_in_disable_is_told_at_once(tiny, tmp_path):
+    with pytest.raises(UnknownPass, match=r"'fuse-op' in compile.disable; did you mean 'fuse-ops'"):
+        train(replace(tiny, compile={"backend": "wolong", "disable": ["fuse-op"]}), tmp_path)

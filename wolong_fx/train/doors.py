@@ -8,15 +8,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from wolong_fx import optimize
 from wolong_fx.errors import BadConfig
 from wolong_fx.options import Options
+from wolong_fx.passes.text import check_names
+from wolong_fx.pipeline import step_names
 
 
 def check_compile_config(config: Mapping[str, Any]) -> None:
-    """Raises UnknownOption, BadOptionValue, or BadConfig for an option of a backend that takes none."""
+    """Refuse what the backend would not understand.
+
+    Raises UnknownOption, BadOptionValue, UnknownPass; BadConfig for an option of a backend without any.
+    """
     options = _options(config)
     if config["backend"] == "wolong":
-        Options.of(where="the compile group", **options)
+        chosen = Options.of(where="the compile group", **options)
+        check_names(chosen.disable, step_names(), where="compile.disable")
     for name, value in options.items() if config["backend"] != "wolong" else ():
         raise BadConfig(key=f"compile.{name}", value=value, expected=f"no option with {config['backend']}")
 
@@ -28,8 +35,6 @@ def open_door(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
         assert isinstance(compiled, nn.Module)
         return compiled
     if config["backend"] == "wolong":
-        from wolong_fx import optimize
-
         return optimize(model, **_options(config))
     return model
 

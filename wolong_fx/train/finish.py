@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from wolong_fx import stats
 from wolong_fx.train.files import write_atomically
 from wolong_fx.train.loop import Outcome
 from wolong_fx.train.plot import plot_losses
 from wolong_fx.train.sample import generate_text
+from wolong_fx.train.screen import work_words
 
 log = logging.getLogger("wolong_fx")
 
@@ -28,6 +30,8 @@ def finish_run(outcome: Outcome, directory: Path) -> None:
     )
     write_atomically(directory / "sample.txt", lambda file: file.write(text.encode()))
     log.info("%s", _summary(outcome, directory))
+    if config.compile["backend"] == "wolong":
+        log.info("%s", work_words(stats(outcome.run.model)))
     log.info("--- sample, temperature %g ---\n%s\n---", trainer.temperature, text)
 
 

@@ -28,6 +28,7 @@ from wolong_fx.errors import (
     NoText,
     TextTooShort,
     UnknownOption,
+    UnknownPass,
     WolongError,
 )
 from wolong_fx.train.config import leave_compile_open, read_config
@@ -43,6 +44,7 @@ _MISTAKES = (
     NoText,
     TextTooShort,
     UnknownOption,
+    UnknownPass,
 )
 _NOISE = re.compile(
     r"Config search path.*|To append to your config.*|(reference|object)_type=\S+|See https\S+ .*", re.S

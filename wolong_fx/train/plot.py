@@ -6,6 +6,11 @@ import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 from wolong_fx.train.files import write_atomically
 from wolong_fx.train.metrics import Record
@@ -19,12 +24,9 @@ _STYLES = ("-", "--", "-.", ":")
 
 def plot_losses(path: Path, runs: Mapping[str, Sequence[Record]], *, title: str) -> Path | None:
     """Training and validation loss of each named run over its steps; None when matplotlib is missing."""
-    if importlib.util.find_spec("matplotlib") is None:
-        log.warning("no plot at %s: matplotlib is not installed; pip install matplotlib", path)
+    figure = _new_figure(path)
+    if figure is None:
         return None
-    from matplotlib.figure import Figure  # the object interface with no backend: needs no display
-
-    figure = Figure(figsize=(8, 4.5), dpi=144, layout="constrained")
     axes = figure.subplots()
     for index, (name, records) in enumerate(runs.items()):
         _plot_run(axes, name, records, COLOURS[index % 4], _STYLES[index % 4])
@@ -32,8 +34,27 @@ def plot_losses(path: Path, runs: Mapping[str, Sequence[Record]], *, title: str)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))
-    return path
+    return _save(figure, path)
+
+
+def plot_bars(
+    path: Path, rows: Mapping[str, tuple[float, float, float]], *, title: str, unit: str
+) -> Path | None:
+    """One horizontal bar a row at its median, whiskers from its low to its high; None without matplotlib."""
+    figure = _new_figure(path)
+    if figure is None:
+        return None
+    axes = figure.subplots()
+    names, medians = list(rows), [median for _, median, _ in rows.values()]
+    below = [median - low for low, median, _ in rows.values()]
+    above = [high - median for _, median, high in rows.values()]
+    bars = axes.barh(names, medians, xerr=(below, above), color=COLOURS[: len(rows)], height=0.6, capsize=3)
+    axes.bar_label(bars, labels=[f"{median:.3g} {unit}" for median in medians], padding=8)
+    axes.set(title=title, xlabel=f"{unit}, median and quartiles; less is better")
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
 
 
 def smoothed(values: Sequence[float], span: int) -> list[float]:
@@ -42,10 +63,21 @@ def smoothed(values: Sequence[float], span: int) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _plot_run(axes: object, name: str, records: Sequence[Record], colour: str, style: str) -> None:
-    from matplotlib.axes import Axes
+def _new_figure(path: Path) -> Figure | None:
+    if importlib.util.find_spec("matplotlib") is None:
+        log.warning("no plot at %s: matplotlib is not installed; pip install matplotlib", path)
+        return None
+    from matplotlib.figure import Figure  # the object interface with no backend: needs no display
 
-    assert isinstance(axes, Axes)
+    return Figure(figsize=(8, 4.5), dpi=144, layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    return path
+
+
+def _plot_run(axes: Axes, name: str, records: Sequence[Record], colour: str, style: str) -> None:
     steps, losses = _curve(records, "train")
     span = max(1, len(losses) // 40)
     axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)

@@ -1,0 +1,204 @@
+"""`python -m wolong_fx.train.demo`: what one kernel is worth on this machine, on one screen.
+
+First an LSTM of 80 steps, called eagerly, as one kernel, and as nn.LSTM; then the main job for a moment,
+wolong against eager. Exit code 0 when both train alike, 1 when their losses differ beyond the tolerance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import quantiles
+from time import perf_counter
+
+import torch
+from hydra import compose, initialize_config_module
+from torch import Tensor, nn
+
+import wolong_fx
+from wolong_fx.testing.models import GateLSTM, same_as_nn_lstm
+from wolong_fx.train.config import leave_compile_open, read_config
+from wolong_fx.train.loop import Outcome, train
+from wolong_fx.train.machine import processor_name
+from wolong_fx.train.plot import plot_bars, plot_losses
+from wolong_fx.train.screen import bar_lines, ratio_words, work_words
+
+TOLERANCE = 1e-3  # relative; sums in another order drift apart a little more with each step
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Quartiles of a measurement."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least two values."""
+        return cls(*quantiles(values, n=4, method="inclusive"))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """LSTM-80: milliseconds a call by contender, and what optimize() made of it.
+
+    seconds: of the optimised model's first call, which compiles
+    error, eager_error: largest difference from float64
+    """
+
+    times: dict[str, Spread]
+    stats: wolong_fx.Stats
+    seconds: float
+    error: float
+    eager_error: float
+
+
+def measure_interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Spread]:
+    """Milliseconds of each call, taken in turn so that a busy moment of the machine meets all of them."""
+    for call in calls.values():
+        call()
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for name in [*calls] * rounds:
+        start = perf_counter()
+        calls[name]()
+        taken[name].append(1e3 * (perf_counter() - start))
+    return {name: Spread.of(values) for name, values in taken.items()}
+
+
+@torch.no_grad()
+def compare_lstm(*, steps: int = 80, hidden: int = 256, rounds: int = 60) -> Comparison:
+    """The same recurrence, weights and input (batch 1) three ways."""
+    torch.manual_seed(0)
+    eager = GateLSTM(hidden, steps).eval()
+    optimized, twin = GateLSTM(hidden, steps).eval(), same_as_nn_lstm(eager).eval()
+    optimized.load_state_dict(eager.state_dict())
+    wolong_fx.optimize(optimized)
+    x_TBI = eager.example_input()
+
+    start = perf_counter()
+    out_TBH: Tensor = optimized(x_TBI)[0]
+    seconds = perf_counter() - start
+    exact = GateLSTM(hidden, steps).double()
+    exact.load_state_dict(eager.state_dict())
+    truth_TBH = exact(x_TBI.double())[0]
+
+    contenders: dict[str, nn.Module] = {"eager": eager, "nn.LSTM": twin, "optimize()": optimized}
+    times = measure_interleaved({name: partial(m, x_TBI) for name, m in contenders.items()}, rounds)
+    error, eager_error = ((o - truth_TBH).abs().max().item() for o in (out_TBH, eager(x_TBI)[0]))
+    return Comparison(times, wolong_fx.stats(optimized), seconds, error, eager_error)
+
+
+def train_both(directory: Path, overrides: Sequence[str]) -> dict[str, Outcome]:
+    """The main job, by the same configuration and seed, with and without a compiler."""
+    outcomes = {}
+    leave_compile_open()
+    for backend in ("eager", "wolong"):
+        with initialize_config_module("wolong_fx.configs", version_base="1.3"):
+            own = [f"compile={backend}", "resume=never", "trainer.progress=false", *overrides]
+            config = read_config(compose("train", overrides=own))
+        outcomes[backend] = train(config, directory / backend)
+    return outcomes
+
+
+def largest_difference(one: Sequence[float], two: Sequence[float]) -> float:
+    """Of two loss curves, relative to the first; infinite when their lengths differ or a value is none."""
+    if not one or len(one) != len(two):
+        return float("inf")
+    differences = [abs(a - b) / abs(a) for a, b in zip(one, two, strict=True)]
+    return max(d if d == d else float("inf") for d in differences)
+
+
+def lstm_lines(result: Comparison, *, steps: int, hidden: int) -> list[str]:
+    """The first half of the screen."""
+    eager, mature, own = (result.times[name].median for name in ("eager", "nn.LSTM", "optimize()"))
+    rows = {
+        name: (s.median, f"{s.median:7.3f} ms, quartiles {s.low:.3f} to {s.high:.3f}")
+        for name, s in result.times.items()
+    }
+    return [
+        f"LSTM, {steps} steps, {8 * steps} matmuls, batch 1, hidden {hidden}, float32; one call",
+        *bar_lines(rows),
+        f"  optimize() is {ratio_words(eager / own)} eager, {ratio_words(mature / own)} nn.LSTM",
+        f"  {work_words(result.stats)}; first call {result.seconds:.1f} s",
+        f"  largest error against float64: {result.error:.1e}, eager {result.eager_error:.1e}",
+    ]
+
+
+def training_lines(outcomes: Mapping[str, Outcome], difference: float) -> list[str]:
+    """The second half of the screen."""
+    eager, own = outcomes["eager"], outcomes["wolong"]
+    config = own.run.config
+    rows = {name: (o.tokens_per_second, _training_words(o)) for name, o in outcomes.items()}
+    verdict = "the same" if difference <= TOLERANCE else "NOT the same"
+    return [
+        f"Training: {config.model.name}, {config.data.length} steps, batch {config.data.batch}, "
+        f"hidden {config.model.hidden}, {own.run.step} steps on the standard library's sources",
+        *bar_lines(rows),
+        f"  wolong is {ratio_words(own.tokens_per_second / eager.tokens_per_second)} eager; "
+        f"its first step, which compiles, took {_first_step_seconds(own):.1f} s",
+        f"  {work_words(wolong_fx.stats(own.run.model))}",
+        f"  largest relative difference of the losses {difference:.1e}, tolerance {TOLERANCE:g}: {verdict}",
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo, print its screen, return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m wolong_fx.train.demo", description=__doc__)
+    parser.add_argument("--dir", type=Path, default=Path("runs/demo"), help="where plots and runs go")
+    parser.add_argument("--steps", type=int, default=120, help="training steps (120)")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    return run_demo(
+        chosen.dir, training=[f"trainer.steps={chosen.steps}", f"trainer.validate_every={chosen.steps}"]
+    )
+
+
+def run_demo(
+    directory: Path, *, training: Sequence[str], steps: int = 80, hidden: int = 256, rounds: int = 60
+) -> int:
+    """Both halves; `training` are overrides of the main job's configuration."""
+    directory.mkdir(parents=True, exist_ok=True)
+    threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"Wolong FX {wolong_fx.__version__} on {processor_name()}, {threads}\n")
+    result = compare_lstm(steps=steps, hidden=hidden, rounds=rounds)
+    print(*lstm_lines(result, steps=steps, hidden=hidden), "", sep="\n", flush=True)
+    outcomes = train_both(directory, training)
+    eager, own = outcomes["eager"], outcomes["wolong"]
+    difference = max(
+        largest_difference(eager.losses(split), own.losses(split)) for split in ("train", "validation")
+    )
+    print(*training_lines(outcomes, difference), "", sep="\n")
+    print(*_plot(directory, result, outcomes), sep="\n")
+    return 0 if difference <= TOLERANCE else 1
+
+
+def _plot(directory: Path, result: Comparison, outcomes: Mapping[str, Outcome]) -> list[str]:
+    rows = {name: (s.low, s.median, s.high) for name, s in result.times.items()}
+    curves = {name: outcome.records for name, outcome in outcomes.items()}
+    written = [
+        plot_bars(directory / "lstm80.png", rows, title="LSTM, batch 1: one call", unit="ms"),
+        plot_losses(directory / "loss.png", curves, title="wolong against eager, same seed"),
+    ]
+    return [f"plot: {path}" for path in written if path is not None]
+
+
+def _training_words(outcome: Outcome) -> str:
+    train, held_out = outcome.losses(), outcome.losses("validation")
+    losses = f"loss {train[0]:.3f} -> {train[-1]:.3f}, validation {held_out[-1]:.3f}"
+    return f"{outcome.tokens_per_second:9,.0f} tokens/s, {losses}"
+
+
+def _first_step_seconds(outcome: Outcome) -> float:
+    data = outcome.run.config.data
+    return data.length * data.batch / outcome.records[0]["tokens_per_second"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Words and bars for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+
+from wolong_fx import Stats
+
+_BAR = 40  # columns of the longest bar
+_REASON = 90
+
+
+def bar_lines(rows: Mapping[str, tuple[float, str]]) -> list[str]:
+    """One bar a row: name, a length in proportion, words."""
+    longest, widest = max(value for value, _ in rows.values()), max(map(len, rows))
+    return [
+        f"  {name:<{widest}}  {'█' * max(1, round(_BAR * value / longest)):<{_BAR}} {words}"
+        for name, (value, words) in rows.items()
+    ]
+
+
+def ratio_words(speedup: float) -> str:
+    """A speed-up in words that do not flatter."""
+    if speedup >= 1.05:
+        return f"{speedup:.1f}x as fast as"
+    return "as fast as" if speedup > 0.95 else f"SLOWER, {speedup:.2f}x the speed of"
+
+
+def work_words(stats: Stats) -> str:
+    """How much of a model runs in our kernels, and the commonest reason for what does not."""
+    kernels, fallen = stats.kernels_per_call, sum(stats.fallbacks.values())
+    words = (
+        f"{kernels} kernel launch{'es' * (kernels != 1)} a call" if kernels else "no kernel, it runs eagerly"
+    )
+    if not fallen:
+        return f"{words}, 0 fallbacks"
+    reason = textwrap.shorten(stats.fallbacks.most_common(1)[0][0], _REASON, placeholder=" ...")
+    return f"{words}, {fallen} fell back: {reason}"
