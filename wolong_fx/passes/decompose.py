@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
 
+import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -25,6 +26,7 @@ from wolong_fx.passes.values import (
     find_argument,
     is_effectful,
     is_tensor,
+    is_view,
     structural_key,
     value_of,
     values_in,
@@ -57,17 +59,20 @@ class Decompose(Pass):
     def _may_come_apart(self, node: Node) -> bool:
         return (
             not is_effectful(node)
+            and not is_view(node)
             and self.why_unsupported(node) is not None
             and bool(_decompositions(node.target))
             and all(map(is_tensor, node.all_input_nodes))
         )
 
     def _decompose(self, node: Node, editor: Editor, fragments: dict[object, GraphModule | None]) -> None:
-        key = node.target, structural_key(map_arg((node.args, dict(node.kwargs)), _metadata))
+        inputs = node.all_input_nodes
+        described = map_arg((node.args, dict(node.kwargs)), lambda n: (inputs.index(n), *_metadata(n)))
+        key = node.target, structural_key(described)
         if key not in fragments:
             fragments[key] = self._find_fragment(node)
         if fragment := fragments[key]:
-            by = Fragment(fragment.graph, tuple(node.all_input_nodes))
+            by = Fragment(fragment.graph, tuple(inputs))
             editor.apply(Rewrite(node, by, "codegen lowers its parts"))
 
     def _find_fragment(self, node: Node) -> GraphModule | None:
@@ -113,7 +118,8 @@ def _decompositions(target: Any) -> Mapping[Any, Callable[..., Any]]:
 def _decompose_dropout(node: Node, editor: Editor) -> None:
     """x * mask * scale, as torch computes it on a CPU, the mask drawn from its generator in the same order.
 
-    The draw needs the shape of x alone: dropout no longer separates the kernel before it from the one after.
+    The scale is rounded to x's dtype first. The draw needs the shape of x alone: dropout no longer separates
+    the kernel before it from the one after.
     """
     x, rate = node.args[0], find_argument(node, "p")
     value = value_of(node)
@@ -124,6 +130,6 @@ def _decompose_dropout(node: Node, editor: Editor) -> None:
     mask = Call(
         aten.bernoulli.p, (Call(aten.full.default, (list(value[1].shape), False), kwargs), 1.0 - rate)
     )
-    scale = 0.0 if rate == 1 else 1.0 / (1.0 - rate)
+    scale = torch.tensor(0.0 if rate == 1 else 1.0 / (1.0 - rate), dtype=value[0].dtype).item()
     kept = Call(aten.mul.Tensor, (Call(aten.mul.Tensor, (x, mask)), scale))
     editor.apply(Rewrite(node, Parts((kept, mask)), "its random draw needs a shape, not values"))

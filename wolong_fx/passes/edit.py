@@ -115,12 +115,10 @@ class Editor:
         """
         if rewrite.by is None:
             return self._remove(rewrite)
-        if self._is_noticed(rewrite):
-            return None
         fresh: dict[object, Node] = {}
         by = self._place(rewrite, fresh)
         self._check_same_value(rewrite, by)
-        if not same_strides(value_of(rewrite.node), values_in(by)):
+        if self._is_noticed(rewrite.node, by):
             self._take_back(fresh)
             return None
         self._substitute(rewrite.node, by)
@@ -131,20 +129,22 @@ class Editor:
         self.graph.erase_node(rewrite.node)
         self._tell(rewrite)
 
-    def _is_noticed(self, rewrite: Rewrite) -> bool:
-        """Would a caller see two tensors in one memory, or one tensor object in two places?"""
-        node, by = rewrite.node, rewrite.by
-        if isinstance(by, Constant):
-            return self.storage.root(node) in self.storage.leaving
-        if not isinstance(by, Node):
-            return False
-        if node in self.storage.returned and (by.op != "call_function" or by in self.storage.returned):
+    def _is_noticed(self, node: Node, by: Placed) -> bool:
+        """Would somebody see other strides, two tensors in one memory, or one tensor object in two places?"""
+        if not same_strides(value_of(node), values_in(by)):
             return True
-        root, new_root = self.storage.root(node), self.storage.root(by)
-        if root is new_root:
+        return isinstance(by, Node) and (self._is_other_object(node, by) or self._is_other_memory(node, by))
+
+    def _is_other_object(self, node: Node, by: Node) -> bool:
+        is_taken = by.op != "call_function" or by in self.storage.returned
+        return node in self.storage.returned and is_taken
+
+    def _is_other_memory(self, node: Node, by: Node) -> bool:
+        old, new = self.storage.root(node), self.storage.root(by)
+        if old is new:
             return False
-        is_shared = new_root.op != "call_function" or new_root in self.storage.leaving
-        return new_root in self.storage.written or (root in self.storage.leaving and is_shared)
+        is_shared = old is not node or new.op != "call_function" or new in self.storage.leaving
+        return new in self.storage.written or (old in self.storage.leaving and is_shared)
 
     def _place(self, rewrite: Rewrite, fresh: dict[object, Node]) -> Placed:
         origin = rewrite.node

@@ -7,7 +7,6 @@ buffers are not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -92,7 +91,6 @@ def _is_uniform(value: torch.Tensor) -> bool:
     """All elements equal, bit by bit: 0.0 is not -0.0, and a NaN equals itself."""
     if value.is_complex() or value.is_quantized:
         return False
-    items: Sequence[torch.Tensor] = (
-        value.contiguous().flatten().view(torch.uint8).view(value.numel(), -1).unbind(1)
-    )
-    return all(bool((column == column[0]).all()) for column in items)
+    packed = torch.empty(value.numel(), dtype=value.dtype).copy_(value.reshape(-1))
+    raw = packed.view(torch.uint8).numpy().tobytes()
+    return raw == raw[: value.element_size()] * value.numel()

@@ -20,7 +20,7 @@ Random draws and writes in place are E. They keep their order by an extra edge f
 write comes after every earlier and before every later look at that memory.
 
 Views, `full` and folded constants have no colour. They cost nothing, so every kernel that looks at one has
-its own copy, and one for the E operators runs as an ATen view: no kernel copies memory only to pass on a view.
+its own copy, and one for E operators runs as an ATen view: no kernel copies memory only to pass on a view.
 
 Everything is linear in nodes and edges.
 """

@@ -144,15 +144,17 @@ def _aliases(graph_module: GraphModule) -> tuple[object, ...]:
     """For each output the input whose memory it is or the first output of that memory; and of that object."""
     storage = Storage(graph_module.graph)
     outputs = returned(graph_module)
-    first_owner: dict[Node, object] = {}
+    first_of_memory: dict[Node, int] = {}
+    first_of_object: dict[Node, int] = {}
     signature: list[object] = []
     for index, output in enumerate(outputs):
         if not isinstance(output, Node):
             signature.append(repr(output))
             continue
         root = storage.root(output)
-        owner = str(root.target) if root.op != "call_function" else first_owner.setdefault(root, index)
-        signature.append((owner, first_owner.setdefault(output, index)))
+        is_made_here = root.op == "call_function"
+        owner = first_of_memory.setdefault(root, index) if is_made_here else str(root.target)
+        signature.append((owner, first_of_object.setdefault(output, index)))
     return tuple(signature)
 
 
