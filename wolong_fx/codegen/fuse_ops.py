@@ -27,7 +27,7 @@ from wolong_fx.ledger import Ledger
 
 MAX_NODES = 400  # expression nodes of one operator: above this, registers spill and compile time grows
 MAX_STORES = 48
-MAX_DOTS = 8
+MAX_REDUCES = 8  # each has accumulators; a longer sum of MatMuls goes on in the next operator
 SEARCH_LIMIT = 200  # operators looked at to prove that joining makes no cycle
 
 
@@ -84,6 +84,7 @@ class _Fuser:
     def join_readers(self) -> None:
         """Let every operator take in the producers it can, latest first."""
         for reader in range(len(self.ops)):
+            self.level[reader] = self._earliest_level(reader)
             while self.ops[reader] is not None and self._take_one(reader):
                 pass
 
@@ -187,8 +188,11 @@ class _Fuser:
             self.after[into].add(n)
         self.after[into].discard(into)
         self.before[gone], self.after[gone] = set(), set()
-        self.level[into] = 1 + max((self.level[p] for p in self.before[into]), default=-1)
+        self.level[into] = self._earliest_level(into)
         self._raise_levels(into)
+
+    def _earliest_level(self, position: int) -> int:
+        return 1 + max((self.level[p] for p in self.before[position]), default=-1)
 
     def _raise_levels(self, start: int) -> None:
         stack = [start]
@@ -218,11 +222,7 @@ class _Fuser:
         into, *others = members
         for other in others:
             first, second = self.get(into), self.get(other)
-            if (
-                self.level[into] != self.level[other]
-                or _too_big(first, second)
-                or _dots(first, second) > MAX_DOTS
-            ):
+            if self.level[into] != self.level[other] or _too_big(first, second):
                 into = other
                 continue
             joined = replace(
@@ -241,7 +241,7 @@ class _Fuser:
         """Levels from scratch: joining may have shortened paths."""
         order = self._order()
         for position in order:
-            self.level[position] = 1 + max((self.level[p] for p in self.before[position]), default=-1)
+            self.level[position] = self._earliest_level(position)
 
     def _order(self) -> list[int]:
         alive = [p for p, op in enumerate(self.ops) if op is not None]
@@ -262,13 +262,13 @@ def _can_host(op: OpInst) -> bool:
 
 
 def _too_big(first: OpInst, second: OpInst) -> bool:
-    if len(first.stores) + len(second.stores) > MAX_STORES:
-        return True
-    return sum(1 for op in (first, second) for _ in op.expressions()) > MAX_NODES
+    stores = len(first.stores) + len(second.stores)
+    nodes = len(first.expressions()) + len(second.expressions())
+    return stores > MAX_STORES or nodes > MAX_NODES or _reduces(first) + _reduces(second) > MAX_REDUCES
 
 
-def _dots(first: OpInst, second: OpInst) -> int:
-    return sum(isinstance(e, Reduce) for op in (first, second) for e in op.expressions())
+def _reduces(op: OpInst) -> int:
+    return sum(isinstance(e, Reduce) for e in op.expressions())
 
 
 def _joined(first: OpInst, second: OpInst) -> OpInst:

@@ -22,7 +22,7 @@ from wolong_fx.codegen.lower import (  # noqa: F401  (imported for their registr
     views,
 )
 from wolong_fx.codegen.lower.registry import DOUBTS, LOWERINGS
-from wolong_fx.codegen.lower.uses import count_uses
+from wolong_fx.codegen.lower.uses import count_heavy_depth, count_uses
 from wolong_fx.codegen.lower.value import DTYPES, TensorValue, of_buffer
 from wolong_fx.errors import UnsupportedOperator
 from wolong_fx.ir.expr import Access
@@ -80,6 +80,7 @@ class Lowering:
 
     def __post_init__(self) -> None:
         self.uses = count_uses(self.gm.graph)
+        self.depth = count_heavy_depth(self.gm.graph)
 
     def visit(self, node: Node) -> None:
         """Lower one node."""
@@ -103,6 +104,7 @@ class Lowering:
         lowering = LOWERINGS.get(node.target)
         if lowering is None:
             raise UnsupportedOperator(operator=str(node.target), because="it has no lowering")
+        self._settle_early_operands(node)
         args = map_aggregate(node.args, self._operand)
         kwargs = map_aggregate(node.kwargs, self._operand)
         return lowering(self, node, *args, **kwargs)  # type: ignore[arg-type]
@@ -115,6 +117,21 @@ class Lowering:
         if not isinstance(value, TensorValue) or value.cost <= INLINE_COST or self.uses[node] <= 1:
             return value
         return of_buffer(self.as_buffer(value))
+
+    def _settle_early_operands(self, node: Node) -> None:
+        """Keep in memory what is ready long before the other operands: its work must not wait for them.
+
+        Of a sum of MatMuls that come one a time step, each partial sum is then taken as soon as it can be.
+        """
+        latest = max((self.depth[n] for n in node.all_input_nodes), default=0)
+        for operand in node.all_input_nodes:
+            value = self.values[operand]
+            if (
+                0 < self.depth[operand] < latest
+                and isinstance(value, TensorValue)
+                and value.cost > INLINE_COST
+            ):
+                self.values[operand] = of_buffer(self.as_buffer(value))
 
     # ---- services for the lowerings
 

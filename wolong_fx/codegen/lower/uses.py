@@ -63,3 +63,36 @@ def _flat_inputs(user: Node) -> list[Node]:
     found: list[Node] = []
     map_arg((user.args, user.kwargs), found.append)
     return found
+
+
+HEAVY = frozenset(
+    getattr(aten, name)
+    for name in (
+        *(
+            "mm",
+            "bmm",
+            "addmm",
+            "baddbmm",
+            "mv",
+            "dot",
+            "sum",
+            "mean",
+            "prod",
+            "var",
+            "var_mean",
+            "amax",
+            "amin",
+        ),
+        *("max", "min", "argmax", "argmin", "any", "all", "_softmax", "_log_softmax"),
+    )
+)
+"""Operators (packets) that take more than constant work an element."""
+
+
+def count_heavy_depth(graph: Graph) -> dict[Node, int]:
+    """For each node, how many heavy operators stand one after another before its value is there."""
+    depth: dict[Node, int] = {}
+    for node in graph.nodes:
+        before = max((depth[n] for n in node.all_input_nodes), default=0)
+        depth[node] = before + (getattr(node.target, "overloadpacket", None) in HEAVY)
+    return depth
