@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,15 @@ class GraphBreak:
     """A place where Dynamo gave up tracing and went back to Python."""
 
     reason: str
-    where: str
+    stack_trace: str
+
+    @property
+    def meta(self) -> dict[str, str]:
+        """As an fx.Node has it: the ledger finds the user's line in it."""
+        return {"stack_trace": self.stack_trace}
+
+    def __str__(self) -> str:
+        return "graph break"
 
 
 def run_aot_autograd(gm: fx.GraphModule, inputs: Sequence[Any], **compilers: Any) -> Callable[..., Any]:
@@ -91,6 +100,13 @@ def is_control_flow_of_dynamo(error: BaseException) -> bool:
     return isinstance(error, tuple(getattr(exc, name) for name in names if hasattr(exc, name)))
 
 
+def failures_of_dynamo() -> tuple[type[Exception], ...]:
+    """What torch.compile raises when tracing or a backend fails, in place of what the model raises. 2.13."""
+    from torch._dynamo import exc
+
+    return (exc.TorchDynamoException,)
+
+
 def innermost_backend(compiler: Any) -> Any:
     """The backend function below the wrappers of torch.compile and Dynamo. 2.13.
 
@@ -138,7 +154,7 @@ def graph_breaks() -> list[GraphBreak]:
     """Graph breaks of this process since Dynamo was last reset, oldest first. 2.13."""
     from torch._dynamo.utils import graph_break_reasons
 
-    return [GraphBreak(_first_line(str(r.reason)), _last_place(r.user_stack)) for r in graph_break_reasons]
+    return [GraphBreak(_reason(str(r.reason)), _traced(r.user_stack)) for r in graph_break_reasons]
 
 
 def is_dynamo_disabled() -> bool:
@@ -179,9 +195,16 @@ def make_functional_fx(
         return make_fx(functional, decomposition_table=dict(table))(*inputs)
 
 
-def _first_line(text: str) -> str:
+def first_line(text: str) -> str:
+    """What a message of torch says, without its many lines of advice."""
     return text.strip().splitlines()[0] if text.strip() else "no reason given"
 
 
-def _last_place(stack: Sequence[traceback.FrameSummary] | None) -> str:
-    return f"{stack[-1].filename}:{stack[-1].lineno}" if stack else ""
+def _traced(stack: Sequence[traceback.FrameSummary] | None) -> str:
+    return "".join(traceback.format_list(list(stack or ())))
+
+
+def _reason(text: str) -> str:
+    """The kind of a graph break and its explanation, of a message that goes on with hints and links."""
+    found = re.search(r"^\s*Explanation: (.*)$", text, re.MULTILINE)
+    return f"{first_line(text)}: {found[1]}" if found else first_line(text)

@@ -32,10 +32,10 @@ Call = Callable[..., Any]
 
 
 @overload
-def optimize(target: T, **options: Any) -> T: ...
+def optimize(model: T, /, **options: Any) -> T: ...
 @overload
-def optimize(target: None = None, **options: Any) -> Callable[[T], T]: ...
-def optimize(target: Any = None, **options: Any) -> Any:
+def optimize(model: None = None, /, **options: Any) -> Callable[[T], T]: ...
+def optimize(model: Any = None, /, **options: Any) -> Any:
     """Compile a model, in place, at its first call.
 
     As a call, `optimize(model)` returns the same module. As a decorator, with or without options, it takes a
@@ -50,9 +50,7 @@ def optimize(target: Any = None, **options: Any) -> Any:
     function.
     """
     chosen = Options.of(where="optimize(...)", **options)
-    if target is None:
-        return functools.partial(_optimize, options=chosen)
-    return _optimize(target, chosen)
+    return functools.partial(_optimize, options=chosen) if model is None else _optimize(model, chosen)
 
 
 def deoptimize(target: Any) -> Any:
@@ -85,29 +83,68 @@ def stats(target: Any = None) -> Stats:
 class Compilation:
     """A function or the call of a module, compiled by torch.compile with our backend at its first call.
 
-    install: is given the compiled callable after the first call, so that later calls skip this object
+    install: is given what to call from the second call on
     """
 
     def __init__(self, function: Call, options: Options, name: str, install: Callable[[Call], None]) -> None:
         self.options, self.name, self.record = options, name, Record()
         self._function, self._install = function, install
+        self._is_warned = False
+
+    def first_call(self, *args: Any, **kwargs: Any) -> Any:
+        """Compile and call; afterwards say so if nothing was compiled."""
+        known = len(_torch_compat.graph_breaks())
+        self._install(self.compiled)
+        try:
+            result = self.compiled(*args, **kwargs)
+        except BaseException:
+            self._install(self.first_call)
+            raise
+        finally:
+            self.record.note_graph_breaks(_torch_compat.graph_breaks()[known:])
+        if not self.record.graphs:
+            self._warn_once(self._why_never_compiled())
+        return result
 
     @functools.cached_property
     def compiled(self) -> Call:
-        """Shapes are static: every kernel is made for the shapes that it runs on."""
+        """The compiled function, which runs eagerly where torch.compile itself fails.
+
+        Shapes are static: every kernel is made for the shapes that it runs on.
+        """
         from wolong_fx.backend import Backend
 
-        return torch.compile(self._function, backend=Backend(self.options, self.record), dynamic=False)
+        backend = Backend(self.options, self.record)
+        compiled = torch.compile(self._function, backend=backend, dynamic=False)
+        failures = _torch_compat.failures_of_dynamo()
 
-    def first_call(self, *args: Any, **kwargs: Any) -> Any:
-        known = len(_torch_compat.graph_breaks())
-        result = self.compiled(*args, **kwargs)
-        for found in _torch_compat.graph_breaks()[known:]:
-            self.record.capture.note("dynamo", f"graph break at {found.where}", "fell-back", found.reason)
-        if not self.record.graphs:
-            logger.warning("%s", NeverCompiled(name=self.name, because=self._why_never_compiled()))
-        self._install(self.compiled)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return compiled(*args, **kwargs)
+            except failures as error:
+                failure = error
+            return self._call_after(failure, args, kwargs)
+
+        return call
+
+    def _call_after(self, failure: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Tracing failed: a mistake in the model raises here as it does in eager; else the model stays eager.
+
+        Tracing has no effects, so that calling again is sound, unless a graph break let a part run already.
+        """
+        if self.record.has_graph_breaks:
+            raise failure
+        result = self._function(*args, **kwargs)
+        because = _torch_compat.first_line(str(failure))
+        self.record.capture.note("dynamo", self.name, "fell-back", because)
+        self._warn_once(because)
+        self._install(self._function)
         return result
+
+    def _warn_once(self, because: str) -> None:
+        if not self._is_warned:
+            logger.warning("%s", NeverCompiled(name=self.name, because=because))
+        self._is_warned = True
 
     def _why_never_compiled(self) -> str:
         if _torch_compat.is_dynamo_disabled():
@@ -124,7 +161,8 @@ class OptimizedFunction:
     def __init__(self, function: Call, options: Options) -> None:
         functools.update_wrapper(self, function)
         name = getattr(function, "__qualname__", repr(function))
-        self.compilation = Compilation(function, options, f"function {name!r}", self._use)
+        own = function if isinstance(function, types.FunctionType) else _with_own_code(function, "call")
+        self.compilation = Compilation(own, options, f"function {name!r}", self._use)
         self._use(self.compilation.first_call if is_enabled() else function)
 
     def _use(self, call: Call) -> None:
@@ -155,7 +193,8 @@ class Marker:
         self.module = module
         self.previous = module.__dict__.get(COMPILED_CALL)
         name = f"model {type(module).__name__!r}"
-        self.compilation = Compilation(_call_of(module), options, name, self._use)
+        call = _with_own_code(module._call_impl, f"call_{type(module).__name__}")
+        self.compilation = Compilation(call, options, name, self._use)
         self._use(self.compilation.first_call)
 
     def _use(self, call: Call) -> None:
@@ -231,17 +270,17 @@ def _is_module_class(target: object) -> bool:
     return isinstance(target, type) and issubclass(target, nn.Module)
 
 
-def _call_of(module: nn.Module) -> Call:
-    """The module's call with its hooks, as a function with a code object of its own.
+def _with_own_code(function: Call, name: str) -> Call:
+    """A call of `function` with a code object of its own.
 
-    Dynamo keeps its graphs, and counts recompilations, by code object: on the shared `nn.Module._call_impl`
-    all models of a process would share one limit of eight.
+    Dynamo keeps its graphs, counts recompilations and remembers what to skip by code object. On the shared
+    `nn.Module._call_impl` all models of a process would share one limit of eight, and one verdict.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return module._call_impl(*args, **kwargs)
+        return function(*args, **kwargs)
 
-    call.__code__ = call.__code__.replace(co_name=f"call_{type(module).__name__}")
+    call.__code__ = call.__code__.replace(co_name=name)
     return call
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from wolong_fx._torch_compat import GraphBreak
 from wolong_fx.capture import rnn
 from wolong_fx.ledger import Ledger
 
 STEP = "expand-rnn"
+PACKED = "a recurrent module runs a packed sequence eagerly: how many rows a step has depends on the data"
 
 
 @cache
@@ -51,6 +53,13 @@ def recompile(gm: fx.GraphModule) -> None:
         module.recompile()
 
 
+def is_break_of_packed_sequence(found: GraphBreak) -> bool:
+    """True when it comes of packing, of unpacking, or of a recurrent module that met a packed sequence."""
+    if f'"{torch.nn.modules.rnn.__file__}"' in found.stack_trace:
+        return True
+    return "`pack_padded_sequence`" in found.reason or "`pad_packed_sequence`" in found.reason
+
+
 def is_packed(args: tuple[Any, ...]) -> bool:
     """True for the overload that takes a PackedSequence apart: (data, batch_sizes, hx, params, ...)."""
     return len(args) > 3 and isinstance(args[3], list | tuple)
@@ -60,7 +69,7 @@ def why_rnn_stays_whole(gm: fx.GraphModule) -> str | None:
     """Why the recurrent calls of this graph cannot be expanded; None when they can, or there are none."""
     calls = list(find_rnn_calls(gm))
     if any(is_packed(n.args) for n in calls):
-        return "packed sequences have as many rows as the data says: recurrent modules run them eagerly"
+        return PACKED
     if calls and (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda") or _has_autocast(gm)):
         return "a recurrent module under autocast chooses its precision by kernel: it runs eagerly"
     return None

@@ -6,7 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from wolong_fx._torch_compat import GraphBreak
+from wolong_fx.capture.expand_rnn import PACKED, is_break_of_packed_sequence
 from wolong_fx.ledger import Ledger
+
+GRAPH_BREAK = "graph-break"  # the step of the ledger
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,16 @@ class Record:
 
     graphs: list[CompiledGraph] = field(default_factory=list)
     capture: Ledger = field(default_factory=Ledger)
+
+    def note_graph_breaks(self, breaks: Iterable[GraphBreak]) -> None:
+        """Enter graph breaks into the ledger of the capture, each with the user's line."""
+        for found in breaks:
+            because = PACKED if is_break_of_packed_sequence(found) else found.reason
+            self.capture.note(GRAPH_BREAK, found, "fell-back", because)
+
+    @property
+    def has_graph_breaks(self) -> bool:
+        return any(d.step == GRAPH_BREAK for d in self.capture.decisions)
 
     @property
     def ledgers(self) -> list[Ledger]:
