@@ -1,0 +1,124 @@
+"""What the emitter asks of an operator before it writes any text: who depends on what, and how loads run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from wolong_fx.ir.expr import Access, Binary, Expr, IndexValue, Load, Reduce, walk
+from wolong_fx.ir.index import Index, Var
+from wolong_fx.ir.program import Dim, OpInst
+from wolong_fx.ir.types import DType
+
+_MANY = 1 << 40
+
+
+class Analysis:
+    """Facts about one operator, computed once."""
+
+    def __init__(self, op: OpInst) -> None:
+        self.op = op
+        self.nodes: list[Expr] = list(op.expressions())
+        self.written = frozenset(id(b) for b in op.writes())
+        self.free: dict[int, frozenset[Var]] = {}
+        self.level: dict[int, int] = {}
+        for node in self.nodes:
+            self.free[id(node)] = self._free(node)
+            below = max((self.level[id(a)] for a in node.args), default=0)
+            self.level[id(node)] = below + isinstance(node, Reduce)
+
+    def _free(self, node: Expr) -> frozenset[Var]:
+        found = frozenset[Var]().union(*(self.free[id(a)] for a in node.args))
+        if isinstance(node, Load):
+            return found.union(*(i.variables() for i in node.access.affine))
+        if isinstance(node, IndexValue):
+            return node.index.variables()
+        return found - frozenset(node.over) if isinstance(node, Reduce) else found
+
+    @cached_property
+    def bound(self) -> frozenset[Var]:
+        """Variables of all Reduce nodes."""
+        return frozenset(v for n in self.nodes if isinstance(n, Reduce) for v in n.over)
+
+    @cached_property
+    def reductions(self) -> list[Reduce]:
+        """Those that stand outside of every other's variables, so that they can be computed ahead of all else."""
+        return [n for n in self.nodes if isinstance(n, Reduce) and not self.free[id(n)] & self.bound]
+
+    @cached_property
+    def lane(self) -> Dim | None:
+        """The dimension that vectors run along, if there is one."""
+        if not self.op.dims or self.op.dims[-1].sequential or self.op.dims[-1].extent <= 1:
+            return None
+        return self.op.dims[-1]
+
+    @cached_property
+    def sequential(self) -> bool:
+        return any(d.sequential for d in self.op.dims)
+
+    def depends(self, node: Expr, var: Var | None) -> bool:
+        return var in self.free[id(node)]
+
+    def reads_written(self, node: Expr) -> bool:
+        """Whether a load below `node` may see what an earlier point stored."""
+        return any(isinstance(n, Load) and id(n.access.buffer) in self.written for n in walk([node]))
+
+    @cached_property
+    def dots(self) -> list[Reduce]:
+        """Sums of products where one factor does not depend on the lane."""
+        lane = self.lane.var if self.lane else None
+        return [r for r in self.reductions if self.depends(r, lane) and _factors(self, r, lane)]
+
+    @cached_property
+    def widest(self) -> int:
+        """Bytes of the widest float that is computed, 4 without any."""
+        kinds = {n.dtype for n in self.nodes if n.dtype.is_float}
+        if DType.F64 in kinds and not kinds - {DType.F64}:
+            return 8
+        return 4
+
+    def lane_stride(self, access: Access, span: int) -> int | None:
+        """Elements from one lane to the next where `span` lanes, aligned, are taken at once; None: irregular."""
+        return self._stride(access, self.lane.var, span) if self.lane else 0
+
+    def inner_stride(self, access: Access, reduce: Reduce) -> int | None:
+        """Elements from one step of the innermost variable of `reduce` to the next."""
+        return self._stride(access, reduce.over[-1], _MANY) if reduce.over else 0
+
+    def _stride(self, access: Access, var: Var, span: int) -> int | None:
+        if any(var in self.free[id(g.value)] for g in access.gathers):
+            return None
+        step = Var("step", min(span, var.extent))
+        block = Var("block", max(2, -(-var.extent // span)))
+        whole = Index.of(step) + (Index.of(block) * span if span < var.extent else 0)
+        offset = access.offset().substitute({var: whole})
+        return None if offset.uses_nested(step) else offset.coefficient(step)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The operands of a dot: `shared` does not depend on the lane, `streamed` does."""
+
+    shared: Expr
+    streamed: Expr
+
+
+def _factors(analysis: Analysis, reduce: Reduce, lane: Var | None) -> Factors | None:
+    body = reduce.body
+    if reduce.op != "sum" or not isinstance(body, Binary) or body.op != "mul":
+        return None
+    a, b = body.a, body.b
+    if analysis.depends(a, lane):
+        a, b = b, a
+    return None if analysis.depends(a, lane) else Factors(a, b)
+
+
+def find_factors(analysis: Analysis, reduce: Reduce) -> Factors | None:
+    """The factors of a dot; None for any other reduction."""
+    return _factors(analysis, reduce, analysis.lane.var if analysis.lane else None)
+
+
+def loads_below(node: Expr) -> Iterator[Load]:
+    """Every load that `node` is computed from."""
+    return (n for n in walk([node]) if isinstance(n, Load))

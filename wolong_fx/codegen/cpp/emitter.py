@@ -1,0 +1,195 @@
+"""A scheduled program as one header-free C++ translation unit that follows the kernel ABI (runtime/image.py)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from wolong_fx.codegen.cpp.machine import MACHINES, Machine
+from wolong_fx.codegen.cpp.prelude import emit_scalars, emit_vectors
+from wolong_fx.codegen.cpp.signature import Binding, Bindings, Key, signature
+from wolong_fx.codegen.cpp.tables import Entry, Tables, emit_tables
+from wolong_fx.codegen.cpp.team import ENTRY_POINTS, TEAM, emit_layout, largest_team
+from wolong_fx.codegen.cpp.tile_function import TileFunction, TileFunctionText
+from wolong_fx.codegen.cpp.tiles import Planner, op_cycles
+from wolong_fx.codegen.cpp.vector_math import emit_libm_declarations
+from wolong_fx.ir.index import Var
+from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
+from wolong_fx.ir.types import Buffer, BufferKind
+
+CONSTANT_ALIGNMENT = 64
+_ARENA, _CONSTANTS, _FIRST_TENSOR = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """What becomes a kernel.
+
+    text: one translation unit
+    checks: messages of the bounds checks, by number: wolong_run returns a failed one's number + 1
+    constants: bytes for args[1]
+    threads: team size that the ranges were cut for
+    functions: tile functions in the text, fewer than operators where these repeat
+    """
+
+    text: str
+    checks: tuple[str, ...]
+    constants: bytes
+    threads: int
+    functions: int
+
+
+def emit_program(program: Program, isa: str, threads: int) -> KernelSource:
+    """C++ for a program whose operators have tiles and whose arena is planned.
+
+    isa: "avx512", "avx2" or "portable"
+    threads: size of the team; the kernel also runs on one thread
+    """
+    return _ProgramText(program, MACHINES[isa], max(1, min(threads, largest_team()))).write()
+
+
+@dataclass
+class _Emitted:
+    """A tile function and what the operators that share it are called."""
+
+    function: TileFunction
+    cycles: float
+    number: int
+    users: list[OpInst] = field(default_factory=list)
+
+
+class _ProgramText:
+    def __init__(self, program: Program, machine: Machine, threads: int) -> None:
+        self.program, self.machine = program, machine
+        self.tables = Tables(threads)
+        self.checks: list[str] = []
+        self.emitted: dict[Key, _Emitted] = {}
+        self.used: dict[int, set[str]] = {}
+        self.constants, self.offsets = _lay_out_constants(program)
+        tensors = (b for b in program.buffers if b.kind in (BufferKind.INPUT, BufferKind.OUTPUT))
+        self.slots = {b: i for i, b in enumerate(tensors, _FIRST_TENSOR)}
+        self.body: list[str] = []
+        self.depth = 0
+        self.stages = 0
+
+    def write(self) -> KernelSource:
+        self._items(self.program.body, {})
+        functions = list(self.emitted.values())
+        names = [f"lanes{e.function.lanes}::{e.function.name}" for e in functions]
+        vectors = "\n".join(self._namespace(lanes, functions) for lanes in sorted(self.used))
+        parts = [
+            f"// Program {self.program.name}, for {self.machine.name}: emitted by Wolong FX.",
+            f"#define {self.machine.macro}",
+            emit_scalars(),
+            _libm_declarations(vectors),
+            emit_layout(self.tables.threads, self.depth),
+            vectors,
+            emit_tables(self.tables, names or ["nullptr"]),
+            TEAM,
+            "static void run_program(Worker* w) {\n" + "\n".join(["  (void)w;", *self.body]) + "\n}\n",
+            ENTRY_POINTS,
+        ]
+        text = "\n".join(p for p in parts if p)
+        return KernelSource(text, tuple(self.checks), self.constants, self.tables.threads, len(functions))
+
+    def _namespace(self, lanes: int, functions: Sequence[_Emitted]) -> str:
+        """The vector types of one lane count, and the tile functions that use them."""
+        texts = [_comment(e) + e.function.text + "\n" for e in functions if e.function.lanes == lanes]
+        prelude = emit_vectors(self.machine, lanes, self.used[lanes])
+        return f"namespace lanes{lanes} {{\n{prelude}\n" + "\n".join(texts) + "}\n"
+
+    # The body
+
+    def _items(self, items: Sequence[Item], loops: dict[Var, int]) -> None:
+        """Calls that run stages, in loops as the program has them; neighbouring stages share a call."""
+        pad, first = "  " * (len(loops) + 1), self.stages
+        for item in items:
+            if isinstance(item, Stage):
+                self._stage(item, loops)
+                continue
+            self._run_stages(pad, first)
+            self._loop(item, loops, pad)
+            first = self.stages
+        self._run_stages(pad, first)
+
+    def _run_stages(self, pad: str, first: int) -> None:
+        if self.stages > first:
+            self.body.append(f"{pad}run_stages(w, {first}, {self.stages});")
+
+    def _loop(self, loop: Loop, loops: dict[Var, int], pad: str) -> None:
+        at = f"w->loop[{len(loops)}]"
+        self.depth = max(self.depth, len(loops) + 1)
+        self.body.append(f"{pad}for ({at} = 0; {at} < {loop.var.extent}; {at}++) {{  // {loop.var.name}")
+        self._items(loop.body, {**loops, loop.var: len(loops)})
+        self.body.append(f"{pad}}}")
+
+    def _stage(self, stage: Stage, loops: dict[Var, int]) -> None:
+        entries = [self._entry(op, loops) for op in stage.ops]
+        self.tables.add_stage([e for e in entries if e.blocks], stage.barrier)
+        self.stages += 1
+
+    def _entry(self, op: OpInst, loops: dict[Var, int]) -> Entry:
+        if not op.points:
+            return Entry(0, 0, 0, 1, 0.0)
+        bindings = Bindings.of(op)
+        key = signature(op, bindings, loops)
+        if key not in self.emitted:
+            self.emitted[key] = self._emit(op, bindings, loops)
+        known = self.emitted[key]
+        known.users.append(op)
+        at = self.tables.bind(self._argument(p) for p in bindings.pointers)
+        return Entry(known.number, at, op.virtual_blocks, known.function.panel, known.cycles)
+
+    def _emit(self, op: OpInst, bindings: Bindings, loops: dict[Var, int]) -> _Emitted:
+        planner = Planner(op, self.machine)
+        used = self.used.setdefault(planner.lanes, set())
+        name = f"tile{len(self.emitted)}"
+        text = TileFunctionText(name, planner, bindings, loops, self._number_check, used.add)
+        return _Emitted(text.write(), op_cycles(planner), len(self.emitted))
+
+    def _number_check(self, message: str) -> int:
+        if message not in self.checks:
+            self.checks.append(message)
+        return self.checks.index(message)
+
+    def _argument(self, binding: Binding) -> tuple[int, int]:
+        """The argument a pointer starts from, and how many bytes after."""
+        buffer, start = binding.buffer, binding.element * binding.buffer.dtype.bytes
+        if buffer.kind is BufferKind.TEMPORARY:
+            assert self.program.arena is not None, f"{self.program.name}: memory is not planned"
+            return _ARENA, self.program.arena.offsets[buffer] + start
+        if buffer.kind is BufferKind.CONSTANT:
+            return _CONSTANTS, self.offsets[buffer] + start
+        return self.slots[buffer], start
+
+
+def _lay_out_constants(program: Program) -> tuple[bytes, dict[Buffer, int]]:
+    """All constants in one piece of memory, each aligned, and where each is."""
+    memory, offsets = bytearray(), {}
+    for buffer in program.buffers:
+        if buffer.kind is BufferKind.CONSTANT:
+            memory += bytes(-len(memory) % CONSTANT_ALIGNMENT)
+            offsets[buffer] = len(memory)
+            memory += buffer.data or b""
+    return bytes(memory), offsets
+
+
+def _libm_declarations(text: str) -> str:
+    """Declarations of the libm functions that a text calls; kernels include no headers."""
+    lines = emit_libm_declarations()
+    called = set(re.findall(r"(\w+)\(", text))
+    wanted = [line for line in lines if line.split("(")[0].split()[-1] in called]
+    return 'extern "C" {\n' + "\n".join(wanted) + "\n}\n" if wanted else ""
+
+
+def _comment(emitted: _Emitted) -> str:
+    """Which operators a tile function runs, and what they were made from."""
+    first, users = emitted.users[0], len(emitted.users)
+    domain = " x ".join(f"{d.var.name} {d.extent}" for d in first.dims) or "one point"
+    title = first.name + (f" and {users - 1} alike" if users > 1 else "")
+    lines = [f"// {title}: {domain}, in blocks of {' x '.join(map(str, first.tile)) or '1'}"]
+    if first.made_from:
+        shown = ", ".join(first.made_from[:8]) + (", ..." if len(first.made_from) > 8 else "")
+        lines.append(f"// from {shown}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,165 @@
+"""The vector types and helpers that every kernel's text starts with: GCC vector extensions, no headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from wolong_fx.codegen.cpp.machine import Machine
+from wolong_fx.codegen.cpp.vector_math import MATH, NEEDS
+
+SCALARS = """\
+typedef float f32;
+typedef double f64;
+typedef long i64;
+typedef int i32;
+typedef short i16;
+typedef signed char i8;
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline))
+
+INLINE i64 at_most(i64 a, i64 b) { return a < b ? a : b; }
+INLINE i64 floordiv(i64 a, i64 b) { return a / b - (a % b < 0); }  // b > 0
+INLINE i64 floormod(i64 a, i64 b) { return a % b + (a % b < 0 ? b : 0); }
+
+// A check that failed: the smallest number is kept, so that the answer does not depend on the threads.
+NOINLINE void fail(i64* failure, i64 number) {
+  i64 seen = __atomic_load_n(failure, __ATOMIC_RELAXED);
+  while ((seen == 0 || number < seen) &&
+         !__atomic_compare_exchange_n(failure, &seen, number, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+}
+INLINE bool is_within(i64 at, i64 extent, i64* failure, i64 number) {
+  const bool ok = (unsigned long)at < (unsigned long)extent;
+  if (!ok) fail(failure, number);
+  return ok;
+}
+template <class T> INLINE T nonzero(T divisor, i64* failure, i64 number) {
+  if (divisor == 0) fail(failure, number);
+  return divisor == 0 ? (T)1 : divisor;
+}
+"""
+
+VECTORS = """\
+// Vectors of W lanes of a type T: Tv, and Tu in memory at any address. A mask is an i32v of 0 and -1.
+#define LANES(T) \\
+  typedef T T##v __attribute__((vector_size(sizeof(T) * W), may_alias)); \\
+  typedef T T##u __attribute__((vector_size(sizeof(T) * W), aligned(sizeof(T)), may_alias)); \\
+  INLINE T##v broadcast(T x) { return x - T##v{}; } \\
+  INLINE T##v load(const T* p) { return *(const T##u*)p; } \\
+  INLINE void store(T* p, T##v v) { *(T##u*)p = v; } \\
+  INLINE T##v load_strided(const T* p, i64 stride, i64 n) { \\
+    T##v v{}; \\
+    for (int l = 0; l < W; l++) if (l < n) v[l] = p[l * stride]; \\
+    return v; \\
+  } \\
+  INLINE void store_strided(T* p, i64 stride, T##v v, i64 n) { \\
+    for (int l = 0; l < W; l++) if (l < n) p[l * stride] = v[l]; \\
+  }
+LANES(f32) LANES(f64) LANES(i64) LANES(i32) LANES(i16) LANES(i8) LANES(u8) LANES(u16) LANES(u32)
+typedef i32v maskv;
+
+// The first n lanes, where a row ends inside a vector (n may be negative, or more than W).
+#define SOME_LANES(T) \\
+  INLINE T##v load(const T* p, i64 n) { return n >= W ? load(p) : load_strided(p, 1, n); } \\
+  INLINE void store(T* p, T##v v, i64 n) { \\
+    if (n >= W) store(p, v); else store_strided(p, 1, v, n); \\
+  }
+// Lanes at offsets of their own, where `ok`.
+#define ANY_LANES(T) \\
+  INLINE T##v gather(const T* p, i64v at, maskv ok) { \\
+    T##v v{}; \\
+    for (int l = 0; l < W; l++) if (ok[l]) v[l] = p[at[l]]; \\
+    return v; \\
+  } \\
+  INLINE void scatter(T* p, i64v at, T##v v, maskv ok) { \\
+    for (int l = 0; l < W; l++) if (ok[l]) p[at[l]] = v[l]; \\
+  }
+ANY_LANES(f32) ANY_LANES(f64) ANY_LANES(i64) ANY_LANES(i32) ANY_LANES(i16) ANY_LANES(i8) ANY_LANES(u8) ANY_LANES(u16)
+SOME_LANES(i16) SOME_LANES(i8) SOME_LANES(u8) SOME_LANES(u16)
+@masked@
+
+INLINE i64v lane_numbers() { i64v v; for (int l = 0; l < W; l++) v[l] = l; return v; }
+INLINE maskv first_lanes(i64 n) { i32v v; for (int l = 0; l < W; l++) v[l] = l; return v < (i32)at_most(n, W); }
+INLINE maskv mask(i32v m) { return m; }
+INLINE maskv mask(i64v m) { return __builtin_convertvector(m, i32v); }
+INLINE maskv mask(i16v m) { return __builtin_convertvector(m, i32v); }
+INLINE maskv mask(i8v m) { return __builtin_convertvector(m, i32v); }
+INLINE bool mask(bool m) { return m; }
+INLINE maskv broadcast(bool x) { return maskv{} - (i32)x; }
+INLINE bool any(maskv m) { i32 r = 0; for (int l = 0; l < W; l++) r |= m[l]; return r; }
+INLINE bool all(maskv m) { i32 r = -1; for (int l = 0; l < W; l++) r &= m[l]; return r; }
+INLINE bool any(bool m) { return m; }
+
+#define SELECT(T, M) \\
+  INLINE T##v select(maskv m, T##v a, T##v b) { return __builtin_convertvector(m, M) ? a : b; } \\
+  INLINE T select(bool m, T a, T b) { return m ? a : b; }
+SELECT(f32, i32v) SELECT(i32, i32v) SELECT(f64, i64v) SELECT(i64, i64v) SELECT(i16, i16v) SELECT(i8, i8v) SELECT(u8, i8v)
+INLINE bool select(bool m, bool a, bool b) { return m ? a : b; }
+
+using ::floordiv, ::floormod, ::is_within, ::nonzero;
+// Index arithmetic and checks on vectors; only the first n lanes are checked.
+INLINE i64v floordiv(i64v a, i64 b) { return a / b + (a % b < 0); }
+INLINE i64v floormod(i64v a, i64 b) { return a % b + (a % b < 0 ? i64v{} + b : i64v{}); }
+INLINE maskv is_within(i64v at, i64 extent, i64* failure, i64 number, i64 n) {
+  const maskv ok = mask((at >= 0) & (at < extent)), lanes = first_lanes(n);
+  if (any(lanes & ~ok)) fail(failure, number);
+  return ok & lanes;
+}
+#define NONZERO(T) \\
+  INLINE T##v nonzero(T##v divisor, i64* failure, i64 number, i64 n) { \\
+    const maskv zero = mask(divisor == 0); \\
+    if (any(zero & first_lanes(n))) fail(failure, number); \\
+    return select(zero, broadcast((T)1), divisor); \\
+  }
+NONZERO(i64) NONZERO(i32) NONZERO(i16) NONZERO(i8) NONZERO(u8)
+
+// Bools lie in memory as bytes 0 and 1; half precisions as 16 bits, and are float32 in registers.
+INLINE maskv from_bool(u8v v) { return __builtin_convertvector(v, i32v) != 0; }
+INLINE u8v to_bool(maskv m) { return __builtin_convertvector(m & 1, u8v); }
+INLINE bool from_bool(u8 v) { return v; }
+INLINE u8 to_bool(bool m) { return m; }
+"""
+
+PLAIN_TAILS = """\
+SOME_LANES(f32) SOME_LANES(f64) SOME_LANES(i64) SOME_LANES(i32)"""
+
+# Rows that end inside a vector are everyday work for these two types: one masked instruction each.
+AVX512_TAILS = """\
+SOME_LANES(i64) SOME_LANES(i32) SOME_LANES(@other@)
+INLINE @mask@ low_bits(i64 n) { return (@mask@)(n >= W ? -1 : n <= 0 ? 0 : (1 << n) - 1); }
+INLINE @T@v load(const @T@* p, i64 n) { return __builtin_ia32_loadu@suffix@512_mask(p, @T@v{}, low_bits(n)); }
+INLINE void store(@T@* p, @T@v v, i64 n) { __builtin_ia32_storeu@suffix@512_mask(p, v, low_bits(n)); }"""
+
+
+def emit_scalars() -> str:
+    """Types and helpers that do not depend on the lane count."""
+    return SCALARS
+
+
+def emit_vectors(machine: Machine, lanes: int, used: Iterable[str]) -> str:
+    """Vector types of `lanes` lanes and the math functions in `used` with those they call."""
+    text = VECTORS.replace("@masked@", _masked(machine, lanes))
+    return "\n".join([f"enum {{ W = {lanes} }};", text, *(MATH[name] for name in _closure(used))])
+
+
+def _masked(machine: Machine, lanes: int) -> str:
+    if machine.name != "avx512":
+        return PLAIN_TAILS
+    one_register = {16: ("f32", "ps", "unsigned short", "f64"), 8: ("f64", "pd", "unsigned char", "f32")}
+    kind, suffix, bits, other = one_register[lanes]
+    text = AVX512_TAILS.replace("@T@", kind).replace("@suffix@", suffix)
+    return text.replace("@mask@", bits).replace("@other@", other)
+
+
+def _closure(used: Iterable[str]) -> list[str]:
+    """`used` and everything it needs, callees first, in one order for every kernel."""
+    wanted = set(used)
+    pending = list(wanted)
+    while pending:
+        for need in NEEDS.get(pending.pop(), ()):
+            if need not in wanted:
+                wanted.add(need)
+                pending.append(need)
+    return [name for name in MATH if name in wanted]

@@ -1,0 +1,97 @@
+"""The thread team: one parallel region a call, flags for a barrier in the arena's header, and the C entry points."""
+
+from __future__ import annotations
+
+HEADER_BYTES = 4096
+EPOCH, FAILURE, FLAGS = 0, 64, 128
+"""Byte offsets in the arena's header: barriers passed so far, the first failed check, a flag for each thread."""
+
+
+def largest_team() -> int:
+    """Threads that the arena's header has flags for."""
+    return (HEADER_BYTES - FLAGS) // 64
+
+
+def flag_bytes(threads: int) -> int:
+    """Distance of two threads' flags: two cache lines, which processors fetch in pairs, unless there are many."""
+    return 128 if threads <= (HEADER_BYTES - FLAGS) // 128 else 64
+
+
+TEAM = """\
+struct WolongHost {
+  void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
+  int (*thread_num)(void);
+  int (*yield)(void);
+};
+static const WolongHost* host;
+
+// Where one thread of a call stands. It runs the parts of the virtual threads [first, last): its own, or, when the
+// team is smaller than the tables were cut for, several.
+struct Worker {
+  char* const* args;
+  i64 loop[LOOPS];
+  i32 number, team, first, last;
+  i64 epoch;  // barriers passed; grows from call to call, so flags need no reset
+};
+
+INLINE i64* flag(const Worker* w, i32 thread) { return (i64*)(w->args[0] + FLAGS + thread * FLAG_BYTES); }
+
+// Everyone raises a flag of their own and waits for all others': spin briefly, then let others run.
+NOINLINE void barrier(Worker* w) {
+  w->epoch++;
+  if (w->team == 1) return;
+  __atomic_store_n(flag(w, w->number), w->epoch, __ATOMIC_RELEASE);
+  for (i32 t = 0; t < w->team; t++)
+    for (i32 spins = 0; __atomic_load_n(flag(w, t), __ATOMIC_ACQUIRE) < w->epoch;) {
+#if defined __x86_64__ || defined __i386__
+      __builtin_ia32_pause();
+#elif defined __aarch64__
+      asm volatile("yield");
+#endif
+      if (++spins > 2000) host->yield();
+    }
+}
+
+NOINLINE void run_stages(Worker* w, i32 begin, i32 end) {
+  for (i32 s = begin; s < end; s++) {
+    for (i32 r = STARTS[s * THREADS + w->first]; r < STARTS[s * THREADS + w->last]; r++)
+      FUNCTIONS[RUNS[r].function](w->args, BINDINGS + RUNS[r].bindings, w->loop, RUNS[r].first, RUNS[r].last);
+    if (BARRIERS[s]) barrier(w);
+  }
+}
+"""
+
+ENTRY_POINTS = """\
+struct Launch { char* const* args; i64 before, after; };
+
+static void work(Launch* launch, i32 number, i32 team) {
+  Worker w = {launch->args, {}, number, team, THREADS * number / team, THREADS * (number + 1) / team, launch->before};
+  run_program(&w);
+  if (number == 0) launch->after = w.epoch;
+}
+static void work_in_team(void* launch) { work((Launch*)launch, host->thread_num(), THREADS); }
+
+extern "C" const int wolong_abi = 1;
+extern "C" void wolong_init(const WolongHost* given) { host = given; }
+extern "C" long wolong_run(void** args, int threads) {
+  char* const header = (char*)args[0];
+  *(i64*)(header + FAILURE) = 0;
+  Launch launch = {(char* const*)args, *(i64*)(header + EPOCH), 0};
+  if (threads > 1 && THREADS > 1) {
+    host->parallel(work_in_team, &launch, THREADS, 0);
+    *(i64*)(header + EPOCH) = launch.after;
+  } else {
+    work(&launch, 0, 1);
+  }
+  return *(i64*)(header + FAILURE);
+}
+"""
+
+
+def emit_layout(threads: int, loops: int) -> str:
+    """Constants that the team's text is written in terms of."""
+    return (
+        f"enum {{ THREADS = {threads}, LOOPS = {max(loops, 1)} }};\n"
+        f"enum {{ EPOCH = {EPOCH}, FAILURE = {FAILURE}, FLAGS = {FLAGS}, FLAG_BYTES = {flag_bytes(threads)} }};"
+        "  // bytes in the arena's header\n"
+    )

@@ -1,0 +1,256 @@
+"""How an operator is cut: lanes, registers of a micro-kernel, virtual blocks, and what a block costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import ceil, prod
+
+from wolong_fx.codegen.cpp.analysis import Analysis, find_factors, loads_below
+from wolong_fx.codegen.cpp.machine import MACHINES, Machine
+from wolong_fx.ir.expr import Binary, Expr, Load, Reduce, Unary
+from wolong_fx.ir.index import Var
+from wolong_fx.ir.program import OpInst
+
+GROUP = 4
+"""Reductions that share one loop at most: more would not leave registers to any of them."""
+
+BLOCK_CYCLES = 6000.0
+"""Work of a virtual block, where there is enough: well above the cost of finding the next one (about 20)."""
+
+_HEAVY = frozenset("exp exp2 expm1 log log2 log10 log1p sigmoid tanh erf".split())
+_LIBM = frozenset("erfc sin cos tan asin acos atan sinh cosh asinh acosh atanh lgamma".split())
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How the tile function of an operator runs through a virtual block.
+
+    lanes: elements of a vector
+    row: the dimension whose points a micro-kernel takes `rows` of at once
+    rows, vectors: shape of the micro-kernel
+    split: partial sums that each of its accumulators is split into, so that enough are independent
+    columns: of a dot along the inner variable, how many lanes accumulate at once
+    blocked: whether the micro-kernel is a function of its own (inlined, its accumulators would be spilled)
+    """
+
+    lanes: int
+    row: int | None = None
+    rows: int = 1
+    vectors: int = 1
+    split: int = 1
+    columns: int = 1
+    blocked: bool = False
+
+    @property
+    def span(self) -> int:
+        """Lanes that one step along the lane dimension takes."""
+        return self.lanes * self.vectors
+
+    def fitted(self, op: OpInst) -> TilePlan:
+        """The plan for the tile that the schedule chose, which may be smaller than the micro-kernel."""
+        if not op.dims:
+            return self
+        vectors = min(self.vectors, max(1, ceil(op.tile[-1] / self.lanes)))
+        rows = self.rows if self.row is None else min(self.rows, max(1, op.tile[self.row]))
+        return replace(self, vectors=vectors, rows=rows)
+
+
+class Planner:
+    """Derives the plan of one operator."""
+
+    def __init__(self, op: OpInst, machine: Machine) -> None:
+        self.op = op
+        self.machine = machine
+        self.analysis = Analysis(op)
+        self.lanes = machine.lanes(self.analysis.widest)
+
+    @cached_property
+    def plan(self) -> TilePlan:
+        analysis, lane = self.analysis, self.analysis.lane
+        if lane is None:
+            return TilePlan(self.lanes)
+        along_lanes = [r for r in analysis.reductions if analysis.depends(r, lane.var)]
+        if not along_lanes:
+            return TilePlan(self.lanes)
+        if not analysis.dots:
+            vectors = (
+                1 if any(self.runs_along_inner(r) for r in along_lanes) else self._vectors(1, lane.extent)
+            )
+            return TilePlan(self.lanes, vectors=vectors, columns=self.lanes)
+        return self._dot_plan(lane.extent)
+
+    def _dot_plan(self, extent: int) -> TilePlan:
+        group = max(len(g) for g in self.groups())
+        row = self._row()
+        points = 1 if row is None else self.op.dims[row].extent
+        if any(self.runs_along_inner(r) for r in self.analysis.dots):
+            return self._inner_dot_plan(row, points)
+        vectors = self._vectors(group, extent)
+        accumulators = vectors * group
+        rows = _even(
+            points, min(6 if vectors * group >= 4 else 12, max(1, self.machine.accumulators // accumulators))
+        )
+        split = 1
+        while split * 2 * rows * accumulators <= 16 and split < 4:
+            split *= 2
+        return TilePlan(self.lanes, row, rows, vectors, split, self.lanes, True)
+
+    def _inner_dot_plan(self, row: int | None, points: int) -> TilePlan:
+        """The weights' rows lie along the inner variable: vectors run along it."""
+        if points == 1:
+            return TilePlan(self.lanes, row, 1, 1, 1, self.lanes, True)
+        rows = _even(points, 4 if self.machine.registers == 32 else 2)
+        return TilePlan(self.lanes, row, rows, 1, 1, min(4, self.lanes), True)
+
+    def _vectors(self, group: int, extent: int) -> int:
+        """Vectors of the right operand at once: a divisor of the row, so that few steps are ragged."""
+        have = ceil(extent / self.lanes)
+        wanted = max(1, self.machine.width // group)
+        return next(n for n in range(min(wanted, have), 0, -1) if have % n == 0 or n * 2 <= wanted)
+
+    def _row(self) -> int | None:
+        """The parallel dimension that most work shares its streamed factor along."""
+        candidates = [
+            (dim.extent, i)
+            for i, dim in enumerate(self.op.dims[:-1])
+            if not dim.sequential
+            and dim.extent > 1
+            and any(self._reuses(r, dim.var) for r in self.analysis.dots)
+        ]
+        return max(candidates)[1] if candidates else None
+
+    def _reuses(self, reduce: Reduce, var: Var) -> bool:
+        factors = find_factors(self.analysis, reduce)
+        if factors is None or self.analysis.sequential:
+            return False
+        return self.analysis.depends(factors.shared, var) and not self.analysis.depends(factors.streamed, var)
+
+    def runs_along_inner(self, reduce: Reduce) -> bool:
+        """Whether vectors should run along the innermost variable: what the lane strides over is contiguous there."""
+        analysis = self.analysis
+        if not reduce.over or reduce.op in ("argmax", "argmin"):
+            return False
+        if analysis.lane is None or not analysis.depends(reduce, analysis.lane.var):
+            return reduce.over[-1].extent >= 2
+        loads = [n for n in loads_below(reduce.body) if analysis.depends(n, analysis.lane.var)]
+        strides = [self._strides(load, reduce) for load in loads]
+        strided = [inner for lane, inner in strides if lane not in (0, 1)]
+        contiguous = [inner for lane, inner in strides if lane == 1 and inner not in (0, 1)]
+        return (
+            bool(strided) and all(s == 1 for s in strided) and not contiguous and reduce.over[-1].extent >= 4
+        )
+
+    def _strides(self, load: Load, reduce: Reduce) -> tuple[int | None, int | None]:
+        access = load.access
+        return self.analysis.lane_stride(access, self.lanes), self.analysis.inner_stride(access, reduce)
+
+    def groups(self) -> list[list[Reduce]]:
+        """Reductions that run in one loop: of one shape, none needing another's result."""
+        found: dict[object, list[list[Reduce]]] = {}
+        for r in self.analysis.reductions:
+            groups = found.setdefault(self._shape(r), [[]])
+            if len(groups[-1]) == GROUP:
+                groups.append([])
+            groups[-1].append(r)
+        return [g for groups in found.values() for g in groups]
+
+    def _shape(self, reduce: Reduce) -> object:
+        dims = frozenset(i for i, d in enumerate(self.op.dims) if self.analysis.depends(reduce, d.var))
+        extents = tuple(v.extent for v in reduce.over)
+        is_position = reduce.op in ("argmax", "argmin")
+        return self.analysis.level[id(reduce)], dims, extents, is_position, self.runs_along_inner(reduce)
+
+
+def choose_tile(op: OpInst, isa: str, threads: int) -> tuple[int, ...]:
+    """Points of each dimension that one virtual block takes: about BLOCK_CYCLES of work, and blocks for all threads.
+
+    The whole extent of a sequential dimension; 1 for a dimension without points.
+    """
+    planner = Planner(op, MACHINES[isa])
+    tile = [d.extent if d.sequential else 1 for d in op.dims]
+    least = _least_tile(planner)
+    target = min(BLOCK_CYCLES, max(300.0, op_cycles(planner) / (4 * threads)))
+    for i in _growth_order(planner):
+        room = target / max(1e-9, _cycles(planner, tile, least))
+        step, extent = least[i], op.dims[i].extent
+        if i == len(op.dims) - 1 and _has_row_reductions(planner):
+            tile[i] = max(1, extent)
+        else:
+            tile[i] = max(1, min(extent, step * max(1, int(room))))
+    return tuple(tile)
+
+
+def _least_tile(planner: Planner) -> list[int]:
+    """One step of the micro-kernel in each dimension."""
+    plan, least = planner.plan, [1] * len(planner.op.dims)
+    if planner.analysis.lane is not None:
+        least[-1] = plan.span
+    if plan.row is not None:
+        least[plan.row] = plan.rows
+    return least
+
+
+def _growth_order(planner: Planner) -> Sequence[int]:
+    """Parallel dimensions, the one to grow first first: rows under one panel, otherwise the lane."""
+    order = [i for i in reversed(range(len(planner.op.dims))) if not planner.op.dims[i].sequential]
+    row = planner.plan.row
+    if planner.plan.blocked and order:
+        lane = order[0] if planner.analysis.lane is not None else None
+        rest = [i for i in order if i not in (row, lane)]
+        return [i for i in (lane, row) if i is not None] + rest
+    return order
+
+
+def _has_row_reductions(planner: Planner) -> bool:
+    """Whether every lane of a row uses a reduction of the row, which a second block would compute again."""
+    lane = planner.analysis.lane
+    return lane is not None and any(
+        not planner.analysis.depends(r, lane.var) for r in planner.analysis.reductions
+    )
+
+
+def _cycles(planner: Planner, tile: Sequence[int], least: Sequence[int]) -> float:
+    points = prod(max(t, min(n, d.extent)) for t, n, d in zip(tile, least, planner.op.dims, strict=True))
+    return points * point_cycles(planner)
+
+
+def op_cycles(planner: Planner) -> float:
+    """Estimated cycles of a whole operator on one thread."""
+    return planner.op.points * point_cycles(planner)
+
+
+def point_cycles(planner: Planner) -> float:
+    """Estimated cycles of one point of the domain; reductions count at the points that share them."""
+    cached = getattr(planner, "_point_cycles", None)
+    if cached is None:
+        cached = sum(_node_cycles(planner, n) for n in planner.analysis.nodes)
+        planner._point_cycles = cached = max(cached, 0.05)  # type: ignore[attr-defined]
+    return cached
+
+
+def _node_cycles(planner: Planner, node: Expr) -> float:
+    analysis, lane = planner.analysis, planner.analysis.lane
+    vector = 1.0 / planner.lanes if lane is not None or node.dtype.is_float else 1.0
+    trips = prod(v.extent for v in analysis.free[id(node)] if v in analysis.bound)
+    shared = 1
+    if lane is not None and not analysis.depends(node, lane.var):
+        shared = max(1, lane.extent)
+    return trips * _weight(planner, node) * vector / shared
+
+
+def _weight(planner: Planner, node: Expr) -> float:
+    if isinstance(node, Load):
+        irregular = planner.analysis.lane_stride(node.access, planner.plan.span) not in (0, 1)
+        return planner.lanes if irregular else 0.5
+    if isinstance(node, Reduce):
+        return 1.0
+    if isinstance(node, Unary | Binary):
+        return 12.0 if node.op in _HEAVY else 20.0 * planner.lanes if node.op in _LIBM else 0.5
+    return 0.5
+
+
+def _even(points: int, most: int) -> int:
+    """Rows of a micro-kernel: at most `most`, such that the last one is not much smaller."""
+    return ceil(points / ceil(points / most)) if points else 1
