@@ -179,6 +179,13 @@ def fake_mode() -> Any:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def outside_fake_mode() -> contextlib.AbstractContextManager[Any]:
+    """AOTAutograd calls its compilers in a fake mode, where every new tensor is a fake. 2.13."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    return unset_fake_temporarily()
+
+
 def make_functional_fx(
     function: Callable[..., Any], inputs: Sequence[Any], table: Mapping[Any, Any]
 ) -> fx.GraphModule:

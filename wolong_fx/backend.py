@@ -109,7 +109,10 @@ def _compile_aten_graph(
     gm: fx.GraphModule, example_inputs: Sequence[Any], *, role: str, options: Options, record: Record
 ) -> Callable[[list[Any]], Any]:
     ledger = Ledger()
-    compiled = pipeline.compile_graph(gm, example_inputs, options, role=role, ledger=ledger)
+    with _torch_compat.outside_fake_mode():  # constants and a kernel's own tensors are real
+        compiled = pipeline.compile_graph(gm, example_inputs, options, role=role, ledger=ledger)
+    # On the object: AOTAutograd wraps a backward by functools.wraps, which copies no attribute of a class.
+    compiled._boxed_call = True  # type: ignore[attr-defined]
     kernels = getattr(compiled, "launches", 0)
     record.graphs.append(CompiledGraph(role, _torch_compat.current_frame(), kernels, ledger))
     return compiled
