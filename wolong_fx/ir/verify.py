@@ -245,7 +245,8 @@ def _types_agree(known: _OpFacts) -> Iterator[str]:
             yield f"{_spelled(node)} of ({operands})"
     for store in known.op.stores:
         if store.value.dtype is not store.access.buffer.dtype:
-            yield f"a {store.value.dtype} stored to {store.access.buffer.name!r}, which holds {store.access.buffer.dtype}"
+            holds = store.access.buffer.dtype
+            yield f"a {store.value.dtype} stored to {store.access.buffer.name!r}, which holds {holds}"
         if store.accumulate not in (None, "add", "mul", "max", "min"):
             yield f"store {store.accumulate!r}"
         if not all(g.value.dtype.is_integer for g in store.access.gathers):
@@ -332,7 +333,7 @@ def _only_own_memory_is_written(known: _OpFacts) -> Iterator[str]:
 
 
 def _own_loads_are_of_the_stored_element(known: _OpFacts) -> Iterator[str]:
-    """Without a sequential dimension, a point may read of the buffers it writes only what it replaces itself."""
+    """Without a sequential dimension, a point reads of the buffers it writes only what it replaces itself."""
     if any(d.sequential for d in known.op.dims):
         return
     stored = {t.buffer for t in known.touches if t.writes}
@@ -343,22 +344,19 @@ def _own_loads_are_of_the_stored_element(known: _OpFacts) -> Iterator[str]:
 
 
 def _stores_are_injective(known: _OpFacts) -> Iterator[str]:
-    """Two parallel points never store to one element: their dimensions all count, and there are enough
-    elements.
-    """
+    """Two parallel points never store to one element: every dimension counts, and elements suffice."""
     for store in known.op.stores if known.op.points else ():
         parallel = [d.var for d in known.op.dims if not d.sequential and d.extent > 1]
         lost = set(parallel) - _store_variables(store)
         if lost:
             yield f"store to {store.access.buffer.name!r} from all {sorted(lost)[0]} alike"
         elif not store.access.gathers and _reach(store) < prod(v.extent for v in parallel):
-            yield f"store of {prod(v.extent for v in parallel)} points to fewer elements of {store.access.buffer.name!r}"
+            points = prod(v.extent for v in parallel)
+            yield f"store of {points} points to {_reach(store)} elements of {store.access.buffer.name!r}"
 
 
 def _reach(store: Store) -> int:
-    """How many elements a store can reach at most, when sequential dimensions and loops stand where they
-    like.
-    """
+    """How many elements a store can reach at most, whatever sequential dimensions and loops do."""
     ends = [i.bounds() for i in store.access.affine]
     return prod(high - low + 1 for low, high in ends)
 
@@ -392,11 +390,8 @@ def _siblings_are_independent(facts: _Facts) -> Iterator[str]:
 
 
 def _dependent_touches(touches: list[tuple[_OpFacts, Touch]]) -> Iterator[str]:
-    """Pairs that may meet; sorted along the dimension that tells most of them apart, so that few are
-    compared.
-    """
-    writers = [(known, touch) for known, touch in touches if touch.writes]
-    if not writers or len({known.op for known, _ in touches}) < 2:
+    """Pairs of one buffer's touches that may meet, one of them a store."""
+    if not any(touch.writes for _, touch in touches) or len({known.op for known, _ in touches}) < 2:
         return
     for known, touch, other, store in _near_pairs(touches):
         if (
@@ -410,7 +405,7 @@ def _dependent_touches(touches: list[tuple[_OpFacts, Touch]]) -> Iterator[str]:
 def _near_pairs(
     touches: list[tuple[_OpFacts, Touch]],
 ) -> Iterator[tuple[_OpFacts, Touch, _OpFacts, Touch]]:
-    """Pairs whose intervals meet in the dimension where the fewest do (any trip of loops)."""
+    """Pairs whose intervals meet in the dimension where the fewest do, so that few are compared."""
     boxes = [[_whole(i) for i in touch.box({})] for _, touch in touches]
     sweeps = [_sweep([box[d] for box in boxes]) for d in range(len(boxes[0]))]
     pairs = min(sweeps, key=len) if sweeps else _sweep([(0, 0)] * len(boxes))
@@ -468,9 +463,7 @@ def _arena_holds_all_temporaries(facts: _Facts) -> Iterator[str]:
 
 
 def _living_buffers_are_apart(facts: _Facts) -> Iterator[str]:
-    """Temporaries alive at one time share no byte, but for a result that replaces its operand element by
-    element.
-    """
+    """Temporaries alive at one time share no byte, but for a result that replaces its operand in place."""
     plan = facts.program.arena
     if plan is None:
         return
@@ -483,7 +476,7 @@ def _living_buffers_are_apart(facts: _Facts) -> Iterator[str]:
         for other in alive:
             if plan.offsets[other] < end and start < plan.offsets[other] + other.span_bytes:
                 is_heir = lives[other][1] == born and plan.offsets[other] == start
-                if not (is_heir and _is_replaced(other, buffer, _stage_at(facts, born))):
+                if not (is_heir and _is_replaced(other, buffer, facts.stages[born])):
                     yield f"temporaries {other.name!r} and {buffer.name!r}, alive together in the same bytes"
         alive.append(buffer)
 
@@ -507,10 +500,6 @@ def _spans(body: Iterable[Item]) -> list[tuple[int, int]]:
         count = len(_spans(item.body)) if isinstance(item, Loop) else 1
         spans += [(len(spans), len(spans) + count - 1)] * count
     return spans
-
-
-def _stage_at(facts: _Facts, position: int) -> list[_OpFacts]:
-    return facts.stages[position]
 
 
 def _is_replaced(old: Buffer, new: Buffer, stage: list[_OpFacts]) -> bool:
