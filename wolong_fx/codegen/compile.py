@@ -18,7 +18,9 @@ from wolong_fx.codegen.lower import lower_graph
 from wolong_fx.codegen.plan_memory import plan_memory
 from wolong_fx.codegen.schedule_ops import schedule_ops
 from wolong_fx.codegen.targets import find_target
+from wolong_fx.ir.happens_before import check_races, remove_redundant_barriers
 from wolong_fx.ir.program import OpInst, Program
+from wolong_fx.ir.text import print_program
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
 
@@ -48,6 +50,7 @@ def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
     """
     target = find_target(options)
     program = build_program(gm, options, ledger, target.choose_tile)
+    dump(options, "program", lambda: print_program(program))
     dump(options, "source", lambda: target.source_of(program))
     with ledger.timed("build"):
         return target.build(program)
@@ -64,7 +67,9 @@ def build_program(
         program = schedule_ops("wolong", ops, lowered.io, choose_tile)
     with ledger.timed("plan-memory"):
         program = plan_memory(program)
-    return program
+    with ledger.timed("remove-barriers"):
+        check_races(program)
+        return remove_redundant_barriers(program)
 
 
 def _run_steps(ops: list[OpInst], options: Options, ledger: Ledger) -> list[OpInst]:

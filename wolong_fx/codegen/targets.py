@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from wolong_fx.codegen.cpp import choose_tile, emit_program
 from wolong_fx.codegen.lower.value import TORCH_DTYPES
 from wolong_fx.codegen.reference import ReferenceKernel
 from wolong_fx.ir.program import OpInst, Program
+from wolong_fx.ir.text import print_program
 from wolong_fx.ir.types import Buffer, BufferKind
 from wolong_fx.options import Options
 from wolong_fx.runtime import KernelImage, TensorSpec, choose_isa, isa_flags, load_kernel, team_size
@@ -45,18 +47,12 @@ class CppTarget:
     threads: int
 
     def choose_tile(self, op: OpInst) -> tuple[int, ...]:
-        from wolong_fx.codegen.cpp import choose_tile
-
         return choose_tile(op, self.isa, self.threads)
 
     def source_of(self, program: Program) -> str:
-        from wolong_fx.codegen.cpp import emit_program
-
         return emit_program(program, self.isa, self.threads).text
 
     def build(self, program: Program) -> Any:
-        from wolong_fx.codegen.cpp import emit_program
-
         assert program.arena is not None
         source = emit_program(program, self.isa, self.threads)
         image = KernelImage(
@@ -81,8 +77,6 @@ class ReferenceTarget:
         return tuple(d.extent if d.sequential else min(d.extent, 7) for d in op.dims)
 
     def source_of(self, program: Program) -> str:
-        from wolong_fx.ir.text import print_program
-
         return print_program(program)
 
     def build(self, program: Program) -> Any:

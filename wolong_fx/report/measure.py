@@ -1,0 +1,117 @@
+"""Measuring side by side: contenders take turns, so that a busy moment of the machine meets all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from time import perf_counter
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Quartiles of a measurement."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least two values."""
+        return cls(*quantiles(values, n=4, method="inclusive"))
+
+    @property
+    def noise(self) -> float:
+        """Distance between the quartiles, as a share of the median."""
+        return (self.high - self.low) / self.median
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Milliseconds a call by contender, and every sample in the order taken."""
+
+    samples: Mapping[str, Sequence[float]]
+
+    def spread(self, name: str) -> Spread:
+        return Spread.of(self.samples[name])
+
+    def ratio(self, slow: str, fast: str) -> Spread:
+        """How many times longer `slow` takes than `fast`, paired round by round: drift cancels."""
+        pairs = zip(self.samples[slow], self.samples[fast], strict=True)
+        return Spread.of([a / b for a, b in pairs])
+
+    def as_json(self) -> dict[str, object]:
+        """Quartiles in milliseconds by contender, with the number of samples."""
+        return {
+            name: asdict(self.spread(name)) | {"samples": len(values)}
+            for name, values in self.samples.items()
+        }
+
+
+def measure_interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    sample_ms: float = 0.0,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Contest:
+    """Time each call in turn, `rounds` times, after warming all up.
+
+    sample_ms: repeat a fast call until one sample takes about this long, so that the clock does not matter;
+               the repeats of one contender run back to back, as they would in use
+    """
+    repeats = {name: _repeats(call, sample_ms) for name, call in calls.items()}
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds):
+        progress(f"round {number + 1} of {rounds}")
+        for name, call in calls.items():
+            taken[name].append(_time_ms(call, repeats[name]))
+    return Contest(taken)
+
+
+def _repeats(call: Callable[[], object], sample_ms: float) -> int:
+    for _ in range(3):
+        call()
+    return max(1, round(sample_ms / median(_time_ms(call, 1) for _ in range(5))))
+
+
+def _time_ms(call: Callable[[], object], repeats: int) -> float:
+    start = perf_counter()
+    for _ in range(repeats):
+        call()
+    return 1e3 * (perf_counter() - start) / repeats
+
+
+def machine() -> dict[str, object]:
+    """What a figure must be read with: processor, processors in use, load, versions."""
+    import torch
+
+    from wolong_fx import __version__
+
+    return {
+        "processor": processor_name(),
+        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "load_1min": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "wolong_fx": __version__,
+    }
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's own name where Linux tells it, else its architecture."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Keep results in a file, its folders made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
