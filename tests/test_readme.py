@@ -25,11 +25,30 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for line in lines if line]
 
 
+@pytest.fixture
+def compiled(monkeypatch):
+    """(ledger, kernel launches) of each graph that reaches the pipeline."""
+    from wolong_fx import pipeline
+
+    graphs, compile_graph = [], pipeline.compile_graph
+
+    def noting(*args, ledger, **kwargs):
+        found = compile_graph(*args, ledger=ledger, **kwargs)
+        graphs.append((ledger, getattr(found, "launches", 0)))
+        return found
+
+    monkeypatch.setattr(pipeline, "compile_graph", noting)
+    return graphs
+
+
 @pytest.mark.cpu
-@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda text: text.splitlines()[0])
-def test_a_python_snippet_of_the_readme_runs(snippet, tmp_path, monkeypatch):
+@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda text: text.splitlines()[-1])
+def test_a_python_snippet_of_the_readme_runs_on_one_kernel_a_graph(snippet, compiled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
+    assert compiled
+    for ledger, launches in compiled:
+        assert (launches, dict(ledger.fallbacks())) == (1, {})
 
 
 def test_the_readme_opens_with_the_two_commands():
