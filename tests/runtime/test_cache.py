@@ -193,17 +193,23 @@ def warnings(caplog):
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def private_builds_left() -> set[str]:
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("wolong_fx-")}
+@pytest.fixture
+def private_builds(tmp_path, monkeypatch) -> Path:
+    """Where kernels that cannot be cached are built."""
+    directory = tmp_path / "private"
+    directory.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(directory))
+    return directory
 
 
 @pytest.mark.cpu
-def test_where_no_directory_can_be_made_kernels_are_private_and_it_is_said_once(tmp_path, warnings):
+def test_where_no_directory_can_be_made_kernels_are_private_and_it_is_said_once(
+    tmp_path, warnings, private_builds
+):
     (tmp_path / "file").write_text("")
     cache = KernelCache(tmp_path / "file" / "cache")
-    before = private_builds_left()
     assert [cache.fetch(key(n), answering(n), ask) for n in (1, 2)] == [1, 2]
-    assert private_builds_left() <= before
+    assert list(private_builds.iterdir()) == []
     (message,) = warnings()
     assert "cannot keep kernels in" in message
     assert "WOLONG_CACHE_DIR" in message
@@ -274,10 +280,9 @@ def fill(file: Path, leave: int) -> None:
 
 
 @pytest.mark.cpu
-def test_a_private_build_leaves_nothing_behind():
-    before = private_builds_left()
+def test_a_private_build_leaves_nothing_behind(private_builds):
     assert build_private(answering(3), ask) == 3
-    assert private_builds_left() <= before
+    assert list(private_builds.iterdir()) == []
 
 
 @pytest.mark.cpu

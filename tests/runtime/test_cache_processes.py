@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def test_each_kernel_is_built_once_by_eight_processes_that_all_want_it(child, co
     assert all(process.succeeds() for process in children)
     assert compiler.runs() == len(images)
     assert KernelCache.of(options).info().entries == len(images)
+
+
+def test_each_kernel_is_built_once_by_threads_that_all_want_it(compiler, options, unseen):
+    images = [unseen(add_then_reverse(n)) for n in (21, 22)]
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(lambda image: computes_right(image, options), images * 3))
+    assert compiler.runs() == len(images)
 
 
 def test_builders_killed_at_any_moment_leave_a_cache_that_works(child, options, unseen):

@@ -62,11 +62,13 @@ def test_the_version_is_what_the_compiler_says_first():
 @pytest.mark.cpu
 def test_a_rejected_source_is_kept_and_its_first_errors_are_shown(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(CompilerFailed, match=r"error: .*no_such_type") as failed:
-        build_library("no_such_type x;", (), tmp_path)
+    for _ in range(2):
+        with pytest.raises(CompilerFailed, match=r"error: .*no_such_type") as failed:
+            build_library("no_such_type x;", (), tmp_path)
     kept = Path(str(failed.value.facts["source"]))
     assert kept.read_text() == "no_such_type x;"
     assert str(kept) in str(failed.value)
+    assert [kept] == list(tmp_path.glob("wolong_fx-*"))
 
 
 def test_a_compiler_past_its_time_limit_is_killed_with_all_it_started(tmp_path, monkeypatch):

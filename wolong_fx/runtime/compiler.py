@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -99,13 +100,17 @@ def build_library(source: str, flags: Sequence[str], directory: Path, *, limit: 
 
 
 def keep_source(source: str) -> str:
-    """Write a source that would not compile where a person can read it; the path, or why there is none."""
+    """Write a source that would not compile where a person can read it; the path, or why there is none.
+
+    Named by its content, so that failing again and again leaves one file.
+    """
+    path = Path(tempfile.gettempdir()) / f"wolong_fx-{sha256(source.encode()).hexdigest()[:12]}.cpp"
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="wolong_fx-", suffix=".cpp", delete=False) as kept:
+        with suppress(FileExistsError), open(path, "x") as kept:
             kept.write(source)
     except OSError as error:
         return f"nowhere ({error.strerror})"
-    return kept.name
+    return str(path)
 
 
 def _run(command: list[str], source: str, env: dict[str, str], limit: float) -> tuple[int | None, str]:
