@@ -23,7 +23,7 @@ from wolong_fx.codegen.lower import (  # noqa: F401  (imported for their registr
 )
 from wolong_fx.codegen.lower.registry import DOUBTS, LOWERINGS
 from wolong_fx.codegen.lower.uses import count_heavy_depth, count_uses
-from wolong_fx.codegen.lower.value import DTYPES, TensorValue, of_buffer
+from wolong_fx.codegen.lower.value import DTYPES, TensorValue, of_buffer, reindexed
 from wolong_fx.errors import UnsupportedOperator
 from wolong_fx.ir.expr import Access
 from wolong_fx.ir.index import Index, Var
@@ -180,7 +180,7 @@ class Lowering:
                 raise UnsupportedOperator(operator="output", because=f"output {position} is no tensor")
             buffer = _buffer_like(f"out{position}", result.meta["val"], BufferKind.OUTPUT)
             self.outputs.append(buffer)
-            self.store_whole(buffer, self.values[result])
+            self.store_whole(buffer, _distinct_elements(self.values[result], buffer))
 
 
 def domain_of(shape: Sequence[int], prefix: str = "d") -> tuple[tuple[Dim, ...], tuple[Index, ...]]:
@@ -196,6 +196,12 @@ def _buffer_like(name: str, tensor: torch.Tensor, kind: BufferKind) -> Buffer:
     shape = tuple(int(n) for n in tensor.shape)
     strides = tuple(int(s) for s in tensor.stride())
     return Buffer(name, DTYPES[tensor.dtype], shape, kind, strides)
+
+
+def _distinct_elements(value: TensorValue, buffer: Buffer) -> TensorValue:
+    """The part of `value` that fills an expanded buffer: one element along dimensions of stride 0."""
+    shape = tuple(1 if s == 0 else n for n, s in zip(value.shape, buffer.strides, strict=True))
+    return value if shape == value.shape else reindexed(value, shape, lambda at: at)
 
 
 def _attribute(gm: GraphModule, path: str) -> torch.Tensor:
