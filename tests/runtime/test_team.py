@@ -95,8 +95,10 @@ def test_a_good_call_ends_the_row_of_bad_ones(machine):
     for _ in range(3):
         machine.costs[2] = 70e-3
         machine.run()
+        machine.costs[1] *= 0.99  # one thread finds a new best while it is alone
         machine.costs[2] = 1e-3
-        machine.run_for(HOLD_FACTORS[0] * 70e-3 + 10e-3)
+        assert 2 not in machine.run_for(HOLD_FACTORS[0] * 70e-3 - 2e-3)
+        machine.run_for(10e-3)
         assert machine.run() == [2]
 
 

@@ -60,7 +60,7 @@ class TeamGuard:
         if took > self.worst:
             self.alone_until = now + took * HOLD_FACTORS[min(self._bad_in_a_row, len(HOLD_FACTORS) - 1)]
             self._bad_in_a_row += 1
-            self.usual = math.inf  # the next good call is news: it ends the row
+            self._set_band()
             return
         self._team_best = min(self._team_best, took)
         self._bad_in_a_row = 0
@@ -77,7 +77,9 @@ class TeamGuard:
         self._set_band()
 
     def _set_band(self) -> None:
-        self.usual = self._team_best if self._team_calls >= WARM_CALLS else math.inf
+        # Any call is news while the kernel is new, and after a bad one: a good one ends the row.
+        is_settled = self._team_calls >= WARM_CALLS and not self._bad_in_a_row
+        self.usual = self._team_best if is_settled else math.inf
         if self.alone_best == math.inf:
             self.worst = 4.0 * self._threads * self._team_best  # one thread needs at most threads * team_best
         elif self.alone_best < self._team_best:
