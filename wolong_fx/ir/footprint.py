@@ -42,8 +42,13 @@ class Touch:
         return frozenset().union(*(i.variables() for i in self.access.affine))
 
     def interval(self, dim: int, ranges: Ranges) -> Interval:
-        """Where coordinate `dim` lies; variables without a range take all their values."""
+        """Where coordinate `dim` lies; variables without a range take all their values.
+
+        A dimension of stride 0 tells no elements apart: its coordinate counts as 0.
+        """
         index, extent = self.access.index[dim], self.buffer.shape[dim]
+        if not self.buffer.strides[dim]:
+            return 0, 0
         if not isinstance(index, Index):
             return 0, extent - 1
         low, high = interval(index, ranges)
@@ -122,8 +127,8 @@ def residues_are_apart(a: Access, b: Access) -> bool:
     """Whether some coordinate of two accesses differs modulo what divides all its factors (even and odd
     columns).
     """
-    for x, y in zip(a.index, b.index, strict=True):
-        if isinstance(x, Index) and isinstance(y, Index):
+    for x, y, stride in zip(a.index, b.index, a.buffer.strides, strict=True):
+        if stride and isinstance(x, Index) and isinstance(y, Index):
             step = gcd(*(c for _, c in x.terms), *(c for _, c in y.terms))
             if (x.constant - y.constant) % step if step else x.constant != y.constant:
                 return True

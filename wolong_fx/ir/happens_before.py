@@ -350,11 +350,12 @@ def _is_told_by_index(a: Touch, b: Touch) -> bool:
     """Whether meeting needs the same values of every variable that the grid is cut along (proofs 3 and 4)."""
     if residues_are_apart(a.access, b.access):
         return True
-    same = [x for x, y in zip(a.access.index, b.access.index, strict=True) if isinstance(x, Index) and x == y]
+    pairs = zip(a.access.index, b.access.index, a.buffer.strides, strict=True)
+    same = [x for x, y, stride in pairs if stride and isinstance(x, Index) and x == y]
     cut = [d.var for d, blocks in zip(a.op.dims, _grid(a.op), strict=True) if blocks > 1]
     if all(any(separates(index, var) for index in same) for var in cut):
         return True
-    return len(same) == len(a.access.index) and is_injective(a.access.offset(), cut)
+    return len(same) == sum(s != 0 for s in a.buffer.strides) and is_injective(a.access.offset(), cut)
 
 
 Labels = Callable[[_Seen], np.ndarray]

@@ -152,8 +152,13 @@ def _wrong_with_buffer(buffer: Buffer) -> str | None:
 
 
 def _elements_are_apart(buffer: Buffer) -> bool:
+    """Whether no two elements share memory, but for an output's along dimensions of stride 0 (an expanded
+    one).
+    """
     reach = 0
     for stride, extent in sorted((s, n) for s, n in zip(buffer.strides, buffer.shape, strict=True) if n > 1):
+        if stride == 0 and buffer.kind is BufferKind.OUTPUT:
+            continue
         if stride <= reach:
             return False
         reach += stride * (extent - 1)
@@ -166,8 +171,9 @@ def _outputs_are_written(facts: _Facts) -> Iterator[str]:
         for store in known.op.stores:
             points[store.access.buffer] += known.op.points * prod(v.extent for v in known.loops)
     for buffer in facts.program.buffers:
-        if buffer.kind is BufferKind.OUTPUT and points[buffer] < buffer.elements:
-            yield f"output {buffer.name!r}: {points[buffer]} stores to {buffer.elements} elements"
+        distinct = prod(n for n, s in zip(buffer.shape, buffer.strides, strict=True) if s or not n)
+        if buffer.kind is BufferKind.OUTPUT and points[buffer] < distinct:
+            yield f"output {buffer.name!r}: {points[buffer]} stores to {distinct} elements"
 
 
 # ---- rules on one operator
@@ -357,7 +363,8 @@ def _stores_are_injective(known: _OpFacts) -> Iterator[str]:
 
 def _reach(store: Store) -> int:
     """How many elements a store can reach at most, whatever sequential dimensions and loops do."""
-    ends = [i.bounds() for i in store.access.affine]
+    pairs = zip(store.access.index, store.access.buffer.strides, strict=True)
+    ends = [i.bounds() for i, stride in pairs if stride and isinstance(i, Index)]
     return prod(high - low + 1 for low, high in ends)
 
 
@@ -434,7 +441,7 @@ def _are_apart(a: _OpFacts, x: Touch, b: _OpFacts, y: Touch) -> bool:
 
 
 def _reads_follow_writes(facts: _Facts) -> Iterator[str]:
-    """Nothing is read of a temporary or output before an earlier stage (or a scan itself) wrote some of it."""
+    """Nothing is read of a temporary or output before an earlier stage (or the scan itself) wrote to it."""
     written: set[Buffer] = set()
     for stage in facts.stages:
         for known in stage:

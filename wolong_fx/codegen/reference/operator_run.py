@@ -39,6 +39,9 @@ from wolong_fx.ir.program import OpInst, Program, Store
 PIECE = 1 << 22
 """Elements of the largest intermediate that is worth materialising; bigger blocks are run in pieces."""
 
+SMALL_DOT = 1 << 13
+"""Products up to which a dot is not worth a call of a matrix multiplication."""
+
 Positions = Mapping[Var, Any]
 Range = tuple[int, int]
 
@@ -135,7 +138,8 @@ class OperatorRun:
         axes = [self.reduce_axes[v] for v in node.over]
         if id(node) in self.dots and isinstance(node.body, Binary):
             a, b = values[id(node.body.a)], values[id(node.body.b)]
-            if all(a.shape[axis] > 1 and b.shape[axis] > 1 for axis in axes):
+            is_large = prod(np.broadcast_shapes(a.shape, b.shape)) > SMALL_DOT
+            if is_large and all(a.shape[axis] > 1 and b.shape[axis] > 1 for axis in axes):
                 return _dot(a, b, axes)
             body = arithmetic.binary("mul", a, b)
         else:
