@@ -61,9 +61,11 @@ def test_a_slower_model_is_called_slower():
 
 
 def test_what_ran_eagerly_is_told_with_the_commonest_reason():
-    assert work_words(Stats(1, 1, Counter(), [])) == "1 kernel launch a call, 0 fallbacks"
+    training = Stats(2, 3, Counter(), [], {"forward": 2, "backward": 1})
+    assert work_words(training) == "kernel launches: 2 forward, 1 backward; 0 fallbacks"
     fallbacks = Counter({"no lowering": 2, "no compiler": 7})
-    assert work_words(Stats(1, 3, fallbacks, [])) == "3 kernel launches a call, 9 fell back: no compiler"
+    some = Stats(1, 3, fallbacks, [], {"inference": 3})
+    assert work_words(some) == "kernel launches: 3 inference; 9 fell back: no compiler"
     assert work_words(Stats(1, 0, Counter(), [])).startswith("no kernel, it runs eagerly")
 
 

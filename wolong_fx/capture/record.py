@@ -59,12 +59,14 @@ class Stats:
         inference call and, where there is one, its backward
     fallbacks: reasons of operators that run outside our kernels, with how often each occurs
     ledgers: decisions about every operator; the first is of the capture, then one a graph
+    launches: kernel launches by role ("forward", "backward", "inference"), of the newest graph of each frame
     """
 
     graphs: int
     kernels_per_call: int
     fallbacks: Counter[str]
     ledgers: list[Ledger]
+    launches: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.graphs} graphs, {self.kernels_per_call} kernel launches a call"]
@@ -78,7 +80,15 @@ def summarise(records: Iterable[Record]) -> Stats:
     graphs = [g for r in records for g in r.graphs]
     ledgers = [ledger for r in records for ledger in r.ledgers]
     fallbacks = sum((ledger.fallbacks() for ledger in ledgers), Counter())
-    return Stats(len(graphs), sum(map(_kernels_in_use, records)), fallbacks, ledgers)
+    return Stats(len(graphs), sum(map(_kernels_in_use, records)), fallbacks, ledgers, _launches(records))
+
+
+def _launches(records: Iterable[Record]) -> dict[str, int]:
+    newest = {(id(record), g.frame, g.role): g for record in records for g in record.graphs}
+    launches: Counter[str] = Counter()
+    for graph in newest.values():
+        launches[graph.role] += graph.kernels
+    return dict(launches)
 
 
 def _kernels_in_use(record: Record) -> int:

@@ -29,11 +29,10 @@ def ratio_words(speedup: float) -> str:
 
 def work_words(stats: Stats) -> str:
     """How much of a model runs in our kernels, and the commonest reason for what does not."""
-    kernels, fallen = stats.kernels_per_call, sum(stats.fallbacks.values())
-    words = (
-        f"{kernels} kernel launch{'es' * (kernels != 1)} a call" if kernels else "no kernel, it runs eagerly"
-    )
+    fallen = sum(stats.fallbacks.values())
+    counts = ", ".join(f"{count} {role}" for role, count in stats.launches.items())
+    words = f"kernel launches: {counts}" if any(stats.launches.values()) else "no kernel, it runs eagerly"
     if not fallen:
-        return f"{words}, 0 fallbacks"
+        return f"{words}; 0 fallbacks"
     reason = textwrap.shorten(stats.fallbacks.most_common(1)[0][0], _REASON, placeholder=" ...")
-    return f"{words}, {fallen} fell back: {reason}"
+    return f"{words}; {fallen} fell back: {reason}"
