@@ -52,6 +52,10 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
         {"kind": "int", "target": 3},
         "optimize() takes a module, a class of modules or a function, not 'int': 3.",
     ),
+    "CannotCapture": (
+        {"model": "Net", "because": "it branches on its input"},
+        "torch.fx cannot capture 'Net': it branches on its input. optimize() goes through Dynamo and can.",
+    ),
     "NeverCompiled": (
         {"name": "model 'Net'", "because": "a reason"},
         "model 'Net' runs eagerly: nothing of it was compiled (a reason). "

@@ -186,20 +186,29 @@ def outside_fake_mode() -> contextlib.AbstractContextManager[Any]:
     return unset_fake_temporarily()
 
 
-def make_functional_fx(
+def trace_to_aten(
     function: Callable[..., Any], inputs: Sequence[Any], table: Mapping[Any, Any]
 ) -> fx.GraphModule:
-    """`function` traced to functional ATen with the decompositions of `table`. 2.13.
+    """`function` of these tensors as functional ATen with fake values and static shapes, by `make_fx`. 2.13.
 
-    A dispatcher of the Python key is needed for operators whose decomposition torch writes in Python
-    (`enable_python_dispatcher`).
+    Operators that torch decomposes in Python need the Python dispatcher. Provenance comes from the meta of
+    the nodes that an fx.Interpreter inside of `function` runs.
     """
     from torch._dispatch.python import enable_python_dispatcher
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.traceback import preserve_node_meta
 
-    with enable_python_dispatcher():
-        functional = torch.func.functionalize(function, remove="mutations_and_views")
-        return make_fx(functional, decomposition_table=dict(table))(*inputs)
+    functional = torch.func.functionalize(function, remove="mutations")
+    with enable_python_dispatcher(), preserve_node_meta():
+        return make_fx(functional, decomposition_table=dict(table), tracing_mode="fake")(*inputs)
+
+
+def flatten(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """The leaves of nested tuples, lists and dicts, and what puts others in their places. 2.13."""
+    from torch.utils import _pytree
+
+    leaves, spec = _pytree.tree_flatten(tree)
+    return leaves, lambda values: _pytree.tree_unflatten(list(values), spec)
 
 
 def first_line(text: str) -> str:

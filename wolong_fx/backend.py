@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import fx
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wolong_fx import _torch_compat, pipeline
 from wolong_fx.capture.decompositions import decomposition_table
 from wolong_fx.capture.expand_rnn import expand_rnn_calls, why_rnn_stays_whole
 from wolong_fx.capture.record import CompiledGraph, Record
+from wolong_fx.capture.settings import settings_for_tracing
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options, is_enabled
 
@@ -116,21 +115,6 @@ def _compile_aten_graph(
     kernels = getattr(compiled, "launches", 0)
     record.graphs.append(CompiledGraph(role, _torch_compat.current_frame(), kernels, ledger))
     return compiled
-
-
-@contextlib.contextmanager
-def settings_for_tracing() -> Iterator[None]:
-    """Global switches under which a model traces to plain operators; they hold only while tracing.
-
-    mkldnn off: with it a recurrence becomes one opaque operator, whose training graph crashes on a CPU.
-    Attention by its formula: the fused CPU kernel has no decomposition for its backward.
-    """
-    with (
-        _torch_compat.without_mkldnn(),
-        sdpa_kernel([SDPBackend.MATH]),
-        _torch_compat.settings_for_aot(),
-    ):
-        yield
 
 
 _torch_compat.trace_rnn_modules_for(is_wolong)

@@ -93,6 +93,12 @@ class CannotOptimize(WolongError):
     template = "optimize() takes a module, a class of modules or a function, not {kind!r}: {target!r}."
 
 
+class CannotCapture(WolongError):
+    """A model that plain torch.fx cannot turn into one graph."""
+
+    template = "torch.fx cannot capture {model!r}: {because}. optimize() goes through Dynamo and can."
+
+
 class NeverCompiled(WolongError):
     """A model ran, and nothing of it was compiled. Logged once a model, never raised."""
 

@@ -32,6 +32,11 @@ def expansions() -> dict[Any, Callable[..., Any]]:
     }
 
 
+def expansion_of(function: Any, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+    """What a call of `function` is expanded to; None for all but recurrent functions of plain sequences."""
+    return expansions()[function] if _is_recurrent(function) and not is_packed(args) else None
+
+
 def is_rnn_call(node: fx.Node) -> bool:
     """True for a call of one of torch's recurrent functions."""
     return node.op == "call_function" and _is_recurrent(node.target)

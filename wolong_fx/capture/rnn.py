@@ -21,13 +21,13 @@ State = tuple[Tensor, ...]  # (h,) or (h, c); h is (B, P), c is (B, H)
 
 
 class Weights(NamedTuple):
-    """Parameters of one layer in one direction."""
+    """Parameters of one layer in one direction. What steps share is transposed once, not at every step."""
 
     ih_GI: Tensor
-    hh_GP: Tensor
+    hh_PG: Tensor
     b_ih_G: Tensor | None = None
     b_hh_G: Tensor | None = None
-    hr_PH: Tensor | None = None
+    hr_HP: Tensor | None = None
 
 
 Step = Callable[[Tensor, State, Weights], State]
@@ -47,17 +47,18 @@ class Recurrence(NamedTuple):
 def step_lstm(x_BG: Tensor, state: State, w: Weights) -> State:
     """Gates in torch's order: input, forget, cell, output. The hidden bias is already in x."""
     h, c = state
-    i, f, g, o = torch.addmm(x_BG, h, w.hh_GP.t()).chunk(4, 1)
+    i, f, g, o = torch.addmm(x_BG, h, w.hh_PG).chunk(4, 1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     h = torch.sigmoid(o) * torch.tanh(c)
-    return (h if w.hr_PH is None else h @ w.hr_PH.t()), c
+    return (h if w.hr_HP is None else h @ w.hr_HP), c
 
 
 def step_gru(x_BG: Tensor, state: State, w: Weights) -> State:
     """Gates in torch's order: reset, update, new. The reset gate also scales the hidden bias, added here."""
     (h,) = state
     x_r, x_z, x_n = x_BG.chunk(3, 1)
-    h_r, h_z, h_n = F.linear(h, w.hh_GP, w.b_hh_G).chunk(3, 1)
+    h_BG = h @ w.hh_PG if w.b_hh_G is None else torch.addmm(w.b_hh_G, h, w.hh_PG)
+    h_r, h_z, h_n = h_BG.chunk(3, 1)
     z = torch.sigmoid(x_z + h_z)
     n = torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
     return ((h - n) * z + n,)
@@ -65,12 +66,12 @@ def step_gru(x_BG: Tensor, state: State, w: Weights) -> State:
 
 def step_tanh(x_BG: Tensor, state: State, w: Weights) -> State:
     """Elman's step with tanh."""
-    return (torch.tanh(torch.addmm(x_BG, state[0], w.hh_GP.t())),)
+    return (torch.tanh(torch.addmm(x_BG, state[0], w.hh_PG)),)
 
 
 def step_relu(x_BG: Tensor, state: State, w: Weights) -> State:
     """Elman's step with the rectifier."""
-    return (torch.relu(torch.addmm(x_BG, state[0], w.hh_GP.t())),)
+    return (torch.relu(torch.addmm(x_BG, state[0], w.hh_PG)),)
 
 
 LSTM = Recurrence(step_lstm)
@@ -154,8 +155,14 @@ def gather_weights(params: Sequence[Tensor], *, has_biases: bool, has_projection
     """torch's flat list of parameters, cut into the directions of the layers."""
     each = 2 + 2 * has_biases + has_projections
     groups = [tuple(params[i : i + each]) for i in range(0, len(params), each)]
-    biases = (lambda g: g[2:4]) if has_biases else (lambda g: (None, None))
-    return [Weights(g[0], g[1], *biases(g), hr_PH=g[-1] if has_projections else None) for g in groups]
+    return [
+        Weights(
+            *(g[0], g[1].t()),
+            *(g[2:4] if has_biases else (None, None)),
+            hr_HP=g[-1].t() if has_projections else None,
+        )
+        for g in groups
+    ]
 
 
 def lstm(
@@ -220,7 +227,7 @@ def lstm_cell(
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """torch.lstm_cell: (h, c)."""
-    weights = Weights(w_ih, w_hh, b_ih, b_hh)
+    weights = Weights(w_ih, w_hh.t(), b_ih, b_hh)
     return step_lstm(project_inputs(LSTM, x, weights), tuple(hx), weights)
 
 
@@ -235,7 +242,7 @@ def one_state_cell(kind: Recurrence) -> Callable[..., Tensor]:
         b_ih: Tensor | None = None,
         b_hh: Tensor | None = None,
     ) -> Tensor:
-        weights = Weights(w_ih, w_hh, b_ih, b_hh)
+        weights = Weights(w_ih, w_hh.t(), b_ih, b_hh)
         return kind.step(project_inputs(kind, x, weights), (hx,), weights)[0]
 
     return run
