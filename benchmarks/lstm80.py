@@ -117,8 +117,9 @@ def _what_we_did(model: nn.Module) -> dict[str, object]:
     stats = wolong_fx.stats(model)
     seconds = {step: s for ledger in stats.ledgers for step, s in ledger.timings.items()}
     return {
-        "kernel_launches": stats.launches,
+        "kernel_launches": stats.kernels_per_call,
         "fallbacks": dict(stats.fallbacks),
+        "memory_bytes": stats.memory,
         "compile_s_by_step": seconds,
     }
 

@@ -47,6 +47,7 @@ class Ledger:
     decisions: list[Decision] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     op_counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=lambda: {"arena": 0, "eager": 0})
 
     def note(self, step: str, node: object, action: str, because: str) -> None:
         """Record a decision; `node` is an fx.Node (its meta gives the user's line) or a name."""
@@ -61,6 +62,11 @@ class Ledger:
             yield
         finally:
             self.timings[step] = self.timings.get(step, 0.0) + perf_counter() - start
+
+    def add_memory(self, *, arena: int, eager: int) -> None:
+        """Record the bytes one partition's temporaries take, and what eager's would at their peak."""
+        for name, size in (("arena", arena), ("eager", eager)):
+            self.memory[name] = max(self.memory[name], size)
 
     def count(self, action: str) -> int:
         return sum(d.action == action for d in self.decisions)

@@ -68,8 +68,17 @@ class Stats:
     ledgers: list[Ledger]
     launches: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of temporaries of the hungriest graph: in our arena, and what eager would hold at its peak."""
+        worst = max((ledger.memory for ledger in self.ledgers), key=lambda m: m["arena"], default={})
+        return dict(worst)
+
     def __str__(self) -> str:
         lines = [f"{self.graphs} graphs, {self.kernels_per_call} kernel launches a call"]
+        if self.memory.get("arena"):
+            ours, eagers = (self.memory[name] / 1e6 for name in ("arena", "eager"))
+            lines.append(f"temporaries: {ours:.2f} MB in the arena, {eagers:.2f} MB at eager's peak")
         lines += [f"{count} x fell back: {reason}" for reason, count in self.fallbacks.most_common()]
         return "\n".join(lines)
 

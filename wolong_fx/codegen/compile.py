@@ -13,6 +13,7 @@ from wolong_fx.codegen.assign_outputs import assign_outputs
 from wolong_fx.codegen.batch_ops import batch_ops
 from wolong_fx.codegen.collapse_dims import collapse_dims
 from wolong_fx.codegen.drop_dead_ops import drop_dead_ops
+from wolong_fx.codegen.eager_memory import eager_peak_bytes
 from wolong_fx.codegen.fuse_ops import fuse_ops
 from wolong_fx.codegen.lower import lower_graph
 from wolong_fx.codegen.plan_memory import plan_memory
@@ -50,6 +51,7 @@ def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
     """
     target = find_target(options)
     program = build_program(gm, options, ledger, target.choose_tile)
+    ledger.add_memory(arena=program.arena.size if program.arena else 0, eager=eager_peak_bytes(gm))
     dump(options, "program", lambda: print_program(program))
     dump(options, "source", lambda: target.source_of(program))
     with ledger.timed("build"):
