@@ -187,6 +187,14 @@ def _part_of_split(node: Node) -> Replacement | None:
 _PARTED = {aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int}
 
 
+def _cat_of_stack(node: Node) -> Replacement | None:
+    tensors, rank = node.args[0], len(shape_of(node))
+    dim = find_argument(node, "dim", 0) % rank
+    row = list(shape_of(node))
+    row[dim] = 1
+    return Call(aten.cat.default, ([Call(aten.view.default, (t, row)) for t in tensors], dim))  # type: ignore
+
+
 def _over_all_dimensions(node: Node) -> Replacement | None:
     target = getattr(node.target.overloadpacket, _REDUCTIONS[node.target])  # type: ignore
     dims = list(range(len(shape_of(node.args[0]))))  # type: ignore[arg-type]
@@ -261,6 +269,7 @@ SPELLINGS: Mapping[object, tuple[Spelling, str]] = {
     aten.slice.Tensor: (_bounded_slice, "slice has its bounds inside the tensor"),
     aten.select.int: (_counted_select, "select counts from 0"),
     operator.getitem: (_part_of_split, "a part of split or unbind is a slice or select"),
+    aten.stack.default: (_cat_of_stack, "stack is a concat of views"),
     aten.sum.default: (_over_all_dimensions, "a sum names its dimensions"),
     aten.mean.default: (_over_all_dimensions, "a mean names its dimensions"),
     aten.sum.dim_IntList: (_every_dimension, "a sum names its dimensions"),

@@ -6,7 +6,7 @@ cut loose from the values it masks) or in torch's own tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
@@ -28,6 +28,7 @@ from wolong_fx.passes.values import (
     is_tensor,
     is_view,
     structural_key,
+    tensors_in,
     value_of,
     values_in,
 )
@@ -84,8 +85,14 @@ class Decompose(Pass):
         ):  # torch's tables hold functions of many authors; without a fragment the operator stays
             return None
         Canonicalise()(fragment)
-        is_whole = all(not is_effectful(n) and n.op != "get_attr" for n in fragment.graph.nodes)
-        return fragment if is_whole and not any(map(self.why_unsupported, _calls(fragment))) else None
+        is_plain = all(not is_effectful(n) and n.op != "get_attr" for n in fragment.graph.nodes)
+        is_good = is_plain and _largest(_calls(fragment)) <= _largest([node, *node.all_input_nodes])
+        return fragment if is_good and not any(map(self.why_unsupported, _calls(fragment))) else None
+
+
+def _largest(nodes: Iterable[Node]) -> int:
+    """Elements of the largest value. Torch's table makes cumsum a sum over a square: right, and too dear."""
+    return max((tensor.numel() for node in nodes for tensor in tensors_in(value_of(node))), default=0)
 
 
 def _calls(fragment: GraphModule) -> Sequence[Node]:
@@ -106,7 +113,7 @@ def _trace(node: Node) -> GraphModule:
         args, kwargs = map_arg((node.args, dict(node.kwargs)), known.__getitem__)  # type: ignore[misc]
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    return _torch_compat.make_functional_fx(compute, values_in(tuple(inputs)), _decompositions(node.target))
+    return _torch_compat.trace_to_aten(compute, values_in(tuple(inputs)), _decompositions(node.target))
 
 
 @cache

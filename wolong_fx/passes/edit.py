@@ -74,18 +74,22 @@ Placed = Node | tuple[Node, ...]
 
 @dataclass(frozen=True)
 class Rewrite:
-    """`node` is to be computed `by` something else (None: it is dead), and why."""
+    """`node` is to be computed `by` something else (None: it is dead), and why.
+
+    is_folded: `by` was computed now, even if it is not a Constant
+    """
 
     node: Node
     by: Replacement | None
     because: str
+    is_folded: bool = False
 
     @property
     def action(self) -> str:
         """The ledger's word for it."""
-        if self.by is None or isinstance(self.by, Node):
-            return "removed"
-        return "folded" if isinstance(self.by, Constant) else "replaced"
+        if self.is_folded:
+            return "folded"
+        return "removed" if self.by is None or isinstance(self.by, Node) else "replaced"
 
 
 class Editor:

@@ -32,7 +32,7 @@ class FoldConstants(Pass):
     def edit(self, editor: Editor) -> None:
         for node in list(editor.graph.nodes):
             if editor.may_change(node) and self._is_foldable(node):
-                editor.apply(Rewrite(node, _folded(node, editor), "only numbers decide it"))
+                editor.apply(Rewrite(node, _folded(node, editor), "only numbers decide it", is_folded=True))
 
     def _is_foldable(self, node: Node) -> bool:
         inputs = node.all_input_nodes

@@ -1,8 +1,8 @@
 """Random core-ATen graphs with fake values: what passes and partitions are tested on.
 
-They are made of the awkward cases on purpose: several spellings of one meaning, operators that change nothing,
-views of views, casts there and back, constants, random draws, outputs that are inputs, views, None or twice the
-same, and inputs with NaN, infinities, -0.0 and strides.
+They are made of the awkward cases on purpose: several spellings of one meaning, operators that change
+nothing, views of views, casts there and back, constants, random draws, outputs that are inputs, views, None
+or twice the same, and inputs with NaN, infinities, -0.0 and strides.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from wolong_fx import _torch_compat
+from wolong_fx.passes.values import same_strides
 
 aten = torch.ops.aten
 
@@ -48,6 +49,27 @@ def random_tensor(rng: random.Random) -> Tensor:
         values.view(-1)[rng.randrange(values.numel())] = rng.choice(SPECIAL)
     tensor = (values * (3 if not dtype.is_floating_point else 1)).to(dtype)
     return tensor.t().contiguous().t() if tensor.dim() == 2 and rng.random() < 0.3 else tensor
+
+
+def trace_graph(function: Callable[..., Any], *inputs: Any) -> GraphModule:
+    """What `function` calls on these inputs, as an ATen graph with fake values."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    return make_fx(function, tracing_mode="fake")(*inputs)
+
+
+def has_same_bits(a: object, b: object) -> bool:
+    """Equal in dtype, shape, strides and every bit, all NaN being equal. What is no tensor: the same object."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return a is b
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and same_strides(a, b) and _bits(a) == _bits(b)
+
+
+def _bits(tensor: Tensor) -> bytes:
+    packed = torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.reshape(-1))
+    if tensor.dtype.is_floating_point:
+        packed[packed.isnan()] = float("nan")
+    return packed.view(torch.uint8).numpy().tobytes()
 
 
 @dataclass
