@@ -237,7 +237,7 @@ def one_stage(*stores, inputs=(("x", 6),), temporaries=(), extra=()):
 
 def test_a_read_of_what_nobody_wrote_is_a_fault():
     program = one_stage(lambda b, i: Store(at(b["y"], i), load(b["t"], i)), temporaries=(("t", 6),))
-    with pytest.raises(ProgramFault, match="nobody wrote .* 'op', buffer 't'"):
+    with pytest.raises(ProgramFault, match=r"nobody wrote .* 'op', buffer 't'"):
         run_program(program, inputs_of(program))
 
 
@@ -283,7 +283,7 @@ def test_bytes_taken_over_by_another_buffer_are_a_fault():
 
 
 def test_a_dead_buffer_is_poisoned_between_stages():
-    """`b` takes over half of dead `a`; the rest of `a` must not survive for a stray reader of `c`, placed there."""
+    """`c` is placed where `a` died; a stray reader must not find what `a` left."""
     p = ProgramBuilder("dead")
     y, i = p.output("y", 4), Var("i", 4)
     a, c = p.temporary("a", 4), p.temporary("c", 4)
