@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,9 +86,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def _compiled(
-    eager: GateLSTM, x_TBI: Tensor, compiler: Callable[[nn.Module], nn.Module]
-) -> tuple[nn.Module, float]:
+def _compiled(eager: GateLSTM, x_TBI: Tensor, compiler: Callable[..., Any]) -> tuple[nn.Module, float]:
     """A compiled twin of the model, and the seconds of its first call with empty caches."""
     _say(f"compiling with {compiler.__module__}.{compiler.__name__}")
     twin = GateLSTM(eager.hidden, eager.steps).eval()

@@ -70,7 +70,7 @@ class Stats:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes of temporaries of the hungriest graph: in our arena, and what eager would hold at its peak."""
+        """Bytes of temporaries of the hungriest graph: in our arena, and at eager's peak."""
         worst = max((ledger.memory for ledger in self.ledgers), key=lambda m: m["arena"], default={})
         return dict(worst)
 
