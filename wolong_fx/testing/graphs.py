@@ -59,7 +59,7 @@ def trace_graph(function: Callable[..., Any], *inputs: Any) -> GraphModule:
 
 
 def has_same_bits(a: object, b: object) -> bool:
-    """Equal in dtype, shape, strides and every bit, all NaN being equal. What is no tensor: the same object."""
+    """Equal in dtype, shape, strides and every bit, all NaN equal. What is no tensor: the same object."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return a is b
     return (a.dtype, a.shape) == (b.dtype, b.shape) and same_strides(a, b) and _bits(a) == _bits(b)
