@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import fx
 
 from wolong_fx import _torch_compat, pipeline
@@ -61,6 +62,9 @@ def compile_dynamo_graph(
     if because := why_rnn_stays_whole(gm):
         record.capture.note("capture", "graph", "fell-back", because)
         return gm.forward
+    if has_symbolic_shapes(example_inputs):
+        # Kernels are made for shapes. Dynamo, told so, keeps a graph for each set of them.
+        return torch.compile(gm, backend=Backend(options, record), dynamic=False)
     restore = expand_rnn_calls(gm, record.capture)
     try:
         return _run_aot(gm, example_inputs, options, record)
@@ -72,6 +76,12 @@ def compile_dynamo_graph(
         logger.warning("a graph runs eagerly: AOTAutograd could not trace it (%s)", because)
         record.capture.note("aot-autograd", "graph", "fell-back", because)
         return gm.forward
+
+
+def has_symbolic_shapes(inputs: Sequence[Any]) -> bool:
+    """True when Dynamo traced with sizes that may differ at the next call."""
+    sizes = (s for x in inputs for s in (x.shape if isinstance(x, torch.Tensor) else (x,)))
+    return any(isinstance(s, torch.SymInt) for s in sizes)
 
 
 def _run_aot(

@@ -226,6 +226,20 @@ def test_new_shapes_are_compiled_and_old_ones_kept():
     assert wolong_fx.stats(model).kernels_per_call == 1
 
 
+def test_shapes_that_torch_compile_holds_dynamic_get_a_kernel_each():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.GRU(2, 2))
+    compiled = torch.compile(model, backend="wolong")
+    before = wolong_fx.stats()
+    for rows in (2, 3, 5, 3):
+        x = torch.randn(rows, 1, 3, requires_grad=True)
+        y, _ = compiled(x)
+        torch.testing.assert_close(y, model(x)[0])
+        grads = [torch.autograd.grad(m(x)[0].square().sum(), x) for m in (compiled, model)]
+        torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-7)
+    assert wolong_fx.stats().graphs == before.graphs + 6
+    assert wolong_fx.stats().kernels_per_call > before.kernels_per_call
+
+
 def test_two_models_of_one_class_keep_apart():
     one, two = (wolong_fx.optimize(nn.Linear(3, 2)) for _ in range(2))
     x = sequence()
