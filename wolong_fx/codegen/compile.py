@@ -22,6 +22,7 @@ from wolong_fx.codegen.targets import find_target
 from wolong_fx.ir.happens_before import check_races, remove_redundant_barriers
 from wolong_fx.ir.program import OpInst, Program
 from wolong_fx.ir.text import print_program
+from wolong_fx.ir.verify import verify
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
 
@@ -69,6 +70,8 @@ def build_program(
         program = schedule_ops("wolong", ops, lowered.io, choose_tile)
     with ledger.timed("plan-memory"):
         program = plan_memory(program)
+    with ledger.timed("verify-program"):
+        verify(program, after="plan-memory")
     with ledger.timed("remove-barriers"):
         check_races(program)
         return remove_redundant_barriers(program)
