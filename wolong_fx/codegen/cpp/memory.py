@@ -240,12 +240,12 @@ class _Place:
     def vector_load(self, ragged: Active | None) -> str:
         if self.stride == 1:
             return f"load({self._address}{f', {ragged.text}' if ragged else ''})"
-        return f"load_strided({self._address}, {self.stride}, {ragged.text if ragged else 'W'})"
+        return f"load_strided({self._address}, {self.stride}{f', {ragged.text}' if ragged else ''})"
 
     def vector_store(self, value: str, ragged: Active | None) -> str:
         if self.stride == 1:
             return f"store({self._address}, {value}{f', {ragged.text}' if ragged else ''});"
-        return f"store_strided({self._address}, {self.stride}, {value}, {ragged.text if ragged else 'W'});"
+        return f"store_strided({self._address}, {self.stride}, {value}{f', {ragged.text}' if ragged else ''});"
 
     @property
     def _address(self) -> str:

@@ -43,22 +43,29 @@ template <class T> INLINE T nonzero(T divisor, i64* failure, i64 number) {
 
 VECTORS = """\
 // Vectors of W lanes of a type T: Tv, and Tu in memory at any address. A mask is an i32v of 0 and -1.
+#define EACH_LANE _Pragma("GCC unroll 16") for (int l = 0; l < W; l++)
 #define LANES(T) \\
   typedef T T##v __attribute__((vector_size(sizeof(T) * W), may_alias)); \\
   typedef T T##u __attribute__((vector_size(sizeof(T) * W), aligned(sizeof(T)), may_alias)); \\
   INLINE T##v broadcast(T x) { return x - T##v{}; } \\
   INLINE T##v load(const T* p) { return *(const T##u*)p; } \\
   INLINE void store(T* p, T##v v) { *(T##u*)p = v; } \\
+  INLINE T##v load_strided(const T* p, i64 stride) { T##v v; EACH_LANE v[l] = p[l * stride]; return v; } \\
   INLINE T##v load_strided(const T* p, i64 stride, i64 n) { \\
-    T##v v{}; \\
-    for (int l = 0; l < W; l++) if (l < n) v[l] = p[l * stride]; \\
-    return v; \\
+    T x[W] = {}; \\
+    for (int l = 0; l < W && l < n; l++) x[l] = p[l * stride]; \\
+    return load(x); \\
   } \\
+  INLINE void store_strided(T* p, i64 stride, T##v v) { EACH_LANE p[l * stride] = v[l]; } \\
   INLINE void store_strided(T* p, i64 stride, T##v v, i64 n) { \\
-    for (int l = 0; l < W; l++) if (l < n) p[l * stride] = v[l]; \\
+    T x[W]; \\
+    store(x, v); \\
+    for (int l = 0; l < W && l < n; l++) p[l * stride] = x[l]; \\
   }
 LANES(f32) LANES(f64) LANES(i64) LANES(i32) LANES(i16) LANES(i8) LANES(u8) LANES(u16) LANES(u32)
 typedef i32v maskv;
+INLINE i64v lane_numbers() { return i64v{@numbers@}; }
+INLINE maskv first_lanes(i64 n) { return i32v{@numbers@} < (i32)at_most(n, W); }
 
 // The first n lanes, where a row ends inside a vector (n may be negative, or more than W).
 #define SOME_LANES(T) \\
@@ -69,9 +76,9 @@ typedef i32v maskv;
 // Lanes at offsets of their own, where `ok`.
 #define ANY_LANES(T) \\
   INLINE T##v gather(const T* p, i64v at, maskv ok) { \\
-    T##v v{}; \\
-    for (int l = 0; l < W; l++) if (ok[l]) v[l] = p[at[l]]; \\
-    return v; \\
+    T x[W] = {}; \\
+    for (int l = 0; l < W; l++) if (ok[l]) x[l] = p[at[l]]; \\
+    return load(x); \\
   } \\
   INLINE void scatter(T* p, i64v at, T##v v, maskv ok) { \\
     for (int l = 0; l < W; l++) if (ok[l]) p[at[l]] = v[l]; \\
@@ -80,22 +87,21 @@ ANY_LANES(f32) ANY_LANES(f64) ANY_LANES(i64) ANY_LANES(i32) ANY_LANES(i16) ANY_L
 SOME_LANES(i16) SOME_LANES(i8) SOME_LANES(u8) SOME_LANES(u16)
 @masked@
 
-INLINE i64v lane_numbers() { i64v v; for (int l = 0; l < W; l++) v[l] = l; return v; }
-INLINE maskv first_lanes(i64 n) { i32v v; for (int l = 0; l < W; l++) v[l] = l; return v < (i32)at_most(n, W); }
 INLINE maskv mask(i32v m) { return m; }
 INLINE maskv mask(i64v m) { return __builtin_convertvector(m, i32v); }
 INLINE maskv mask(i16v m) { return __builtin_convertvector(m, i32v); }
 INLINE maskv mask(i8v m) { return __builtin_convertvector(m, i32v); }
 INLINE bool mask(bool m) { return m; }
 INLINE maskv broadcast(bool x) { return maskv{} - (i32)x; }
-INLINE bool any(maskv m) { i32 r = 0; for (int l = 0; l < W; l++) r |= m[l]; return r; }
-INLINE bool all(maskv m) { i32 r = -1; for (int l = 0; l < W; l++) r &= m[l]; return r; }
+INLINE bool any(maskv m) { i32 r = 0; EACH_LANE r |= m[l]; return r; }
+INLINE bool all(maskv m) { i32 r = -1; EACH_LANE r &= m[l]; return r; }
 INLINE bool any(bool m) { return m; }
 
 #define SELECT(T, M) \\
   INLINE T##v select(maskv m, T##v a, T##v b) { return __builtin_convertvector(m, M) ? a : b; } \\
   INLINE T select(bool m, T a, T b) { return m ? a : b; }
-SELECT(f32, i32v) SELECT(i32, i32v) SELECT(f64, i64v) SELECT(i64, i64v) SELECT(i16, i16v) SELECT(i8, i8v) SELECT(u8, i8v)
+SELECT(f32, i32v) SELECT(i32, i32v) SELECT(f64, i64v) SELECT(i64, i64v) SELECT(i16, i16v) SELECT(i8, i8v)
+SELECT(u8, i8v)
 INLINE bool select(bool m, bool a, bool b) { return m ? a : b; }
 
 using ::floordiv, ::floormod, ::is_within, ::nonzero;
@@ -128,7 +134,7 @@ SOME_LANES(f32) SOME_LANES(f64) SOME_LANES(i64) SOME_LANES(i32)"""
 # Rows that end inside a vector are everyday work for these two types: one masked instruction each.
 AVX512_TAILS = """\
 SOME_LANES(i64) SOME_LANES(i32) SOME_LANES(@other@)
-INLINE @mask@ low_bits(i64 n) { return (@mask@)(n >= W ? -1 : n <= 0 ? 0 : (1 << n) - 1); }
+INLINE @bits@ low_bits(i64 n) { return (@bits@)(n >= W ? -1 : n <= 0 ? 0 : (1 << n) - 1); }
 INLINE @T@v load(const @T@* p, i64 n) { return __builtin_ia32_loadu@suffix@512_mask(p, @T@v{}, low_bits(n)); }
 INLINE void store(@T@* p, @T@v v, i64 n) { __builtin_ia32_storeu@suffix@512_mask(p, v, low_bits(n)); }"""
 
@@ -140,8 +146,37 @@ def emit_scalars() -> str:
 
 def emit_vectors(machine: Machine, lanes: int, used: Iterable[str]) -> str:
     """Vector types of `lanes` lanes and the math functions in `used` with those they call."""
-    text = VECTORS.replace("@masked@", _masked(machine, lanes))
-    return "\n".join([f"enum {{ W = {lanes} }};", text, *(MATH[name] for name in _closure(used))])
+    numbers = ", ".join(map(str, range(lanes)))
+    text = VECTORS.replace("@masked@", _masked(machine, lanes)).replace("@numbers@", numbers)
+    text = "\n".join([f"enum {{ W = {lanes} }};", text, *(MATH[name] for name in _closure(used))])
+    for kind, element_bytes in (("f32", 4), ("f64", 8)):
+        text = text.replace(f"@sqrt_{kind}@", _square_root(machine, lanes * element_bytes, kind))
+    return text.replace("@sum_each@", _sum_each(lanes))
+
+
+def _sum_each(lanes: int) -> str:
+    """Log2(lanes) rounds that fold pairs of vectors into one: lane i ends as the sum of vector i's lanes."""
+    lines, half = [], lanes // 2
+    while half:
+        source = [(b // half % 2 * lanes) + b // half // 2 * 2 * half + b % half for b in range(lanes)]
+        low, high = (", ".join(str(s + shift) for s in source) for shift in (0, half))
+        lines.append(f"  const I low{half} = {{{low}}}, high{half} = {{{high}}};")
+        for i in range(half):
+            pair = f"v[{i}], v[{i + half}]"
+            folded = f"__builtin_shuffle({pair}, low{half}) + __builtin_shuffle({pair}, high{half})"
+            lines.append(f"  v[{i}] = {folded};")
+        half //= 2
+    return "\n".join(lines)
+
+
+def _square_root(machine: Machine, vector_bytes: int, kind: str) -> str:
+    suffix = "ps" if kind == "f32" else "pd"
+    if machine.name == "avx512" and vector_bytes == 64:
+        return f"return __builtin_ia32_sqrt{suffix}512_mask(x, x, -1, 4);"
+    if machine.name == "avx2" and vector_bytes == 32:
+        return f"return __builtin_ia32_sqrt{suffix}256(x);"
+    scalar = "__builtin_sqrtf" if kind == "f32" else "__builtin_sqrt"
+    return f"for (int l = 0; l < W; l++) x[l] = {scalar}(x[l]); return x;"
 
 
 def _masked(machine: Machine, lanes: int) -> str:
@@ -150,7 +185,7 @@ def _masked(machine: Machine, lanes: int) -> str:
     one_register = {16: ("f32", "ps", "unsigned short", "f64"), 8: ("f64", "pd", "unsigned char", "f32")}
     kind, suffix, bits, other = one_register[lanes]
     text = AVX512_TAILS.replace("@T@", kind).replace("@suffix@", suffix)
-    return text.replace("@mask@", bits).replace("@other@", other)
+    return text.replace("@bits@", bits).replace("@other@", other)
 
 
 def _closure(used: Iterable[str]) -> list[str]:

@@ -87,7 +87,7 @@ class Planner:
         points = 1 if row is None else self.op.dims[row].extent
         if any(self.runs_along_inner(r) for r in self.analysis.dots):
             return self._inner_dot_plan(row, points)
-        vectors = self._vectors(group, extent)
+        vectors = self._vectors(1 if points == 1 else group, extent)
         accumulators = vectors * group
         rows = _even(
             points, min(6 if vectors * group >= 4 else 12, max(1, self.machine.accumulators // accumulators))
@@ -100,7 +100,7 @@ class Planner:
     def _inner_dot_plan(self, row: int | None, points: int) -> TilePlan:
         """The weights' rows lie along the inner variable: vectors run along it."""
         if points == 1:
-            return TilePlan(self.lanes, row, 1, 1, 1, self.lanes, True)
+            return TilePlan(self.lanes, row, 1, 1, 1, min(8, self.lanes), True)
         rows = _even(points, 4 if self.machine.registers == 32 else 2)
         return TilePlan(self.lanes, row, rows, 1, 1, min(4, self.lanes), True)
 

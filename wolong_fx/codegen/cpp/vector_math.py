@@ -161,7 +161,10 @@ INLINE f32v log1p_(f32v x) {
 
 _SIGMOID = (
     """\
-INLINE f32v sigmoid_(f32v x) { return 1.f / (1.f + exp_(-x)); }
+INLINE f32v sigmoid_(f32v x) {
+  f32v e = exp_(-magnitude(x)), s = 1.f / (1.f + e);
+  return x < 0.f ? e * s : s;  // no overflow, so that small results are as exact as large ones
+}
 """
     + _on_scalars("sigmoid_")
     + """\
@@ -179,7 +182,7 @@ INLINE f32v tanh_(f32v x) {{
     )
 };
   f32v near = p * (s * x) + x, far = 1.f - 2.f / (exp_(a + a) + 1.f);
-  return a < 0.625f ? near : with_sign(far, x);
+  return with_sign(a < 0.625f ? near : far, x);
 }}
 """ + _on_scalars("tanh_")
 
@@ -219,18 +222,10 @@ INLINE f32v erf_(f32v x) {{
 _SQUARE_ROOT = """\
 INLINE f32 sqrt_(f32 x) { return __builtin_sqrtf(x); }
 INLINE f64 sqrt_(f64 x) { return __builtin_sqrt(x); }
-INLINE f32v sqrt_(f32v x) {
-#if defined WOLONG_AVX512
-  if constexpr (W == 16) return (f32v)__builtin_ia32_sqrtps512_mask(x, x, -1, 4);
-#elif defined WOLONG_AVX2
-  if constexpr (W == 8) return (f32v)__builtin_ia32_sqrtps256(x);
-#endif
-  for (int l = 0; l < W; l++) x[l] = __builtin_sqrtf(x[l]);
-  return x;
-}
-INLINE f64v sqrt_(f64v x) { for (int l = 0; l < W; l++) x[l] = __builtin_sqrt(x[l]); return x; }
+INLINE f32v sqrt_(f32v x) { @sqrt_f32@ }
+INLINE f64v sqrt_(f64v x) { @sqrt_f64@ }
 """
-
+"""One instruction where a vector is one register: the prelude fills in which."""
 
 _ROUNDING = """\
 // Rounding to whole numbers: nothing to do from 2^23 (2^52) on; the sign of a zero is kept.
@@ -306,8 +301,8 @@ _INTEGER_DIVISION = """\
   INLINE T fmod_(T a, T b) { return b == (T)-1 ? (T)0 : (T)(a % b); } \\
   INLINE T floordiv_(T a, T b) { T q = truncdiv_(a, b), r = fmod_(a, b); return r != 0 && (r < 0) != (b < 0) ? (T)(q - 1) : q; } \\
   INLINE T mod_(T a, T b) { T r = fmod_(a, b); return r != 0 && (r < 0) != (b < 0) ? (T)(r + b) : r; } \\
-  EACH_LANE(truncdiv_, T) EACH_LANE(fmod_, T) EACH_LANE(floordiv_, T) EACH_LANE(mod_, T)
-#define EACH_LANE(F, T) \\
+  LANE_BY_LANE(truncdiv_, T) LANE_BY_LANE(fmod_, T) LANE_BY_LANE(floordiv_, T) LANE_BY_LANE(mod_, T)
+#define LANE_BY_LANE(F, T) \\
   INLINE T##v F(T##v a, T##v b) { for (int l = 0; l < W; l++) a[l] = F((T)a[l], (T)b[l]); return a; }
 DIVISION(i64) DIVISION(i32) DIVISION(i16) DIVISION(i8)
 // -1 is an ordinary 255 here
@@ -315,7 +310,7 @@ INLINE u8 truncdiv_(u8 a, u8 b) { return a / b; }
 INLINE u8 floordiv_(u8 a, u8 b) { return a / b; }
 INLINE u8 fmod_(u8 a, u8 b) { return a % b; }
 INLINE u8 mod_(u8 a, u8 b) { return a % b; }
-EACH_LANE(truncdiv_, u8) EACH_LANE(fmod_, u8) EACH_LANE(floordiv_, u8) EACH_LANE(mod_, u8)
+LANE_BY_LANE(truncdiv_, u8) LANE_BY_LANE(fmod_, u8) LANE_BY_LANE(floordiv_, u8) LANE_BY_LANE(mod_, u8)
 """
 
 _INTEGER_POWER = """\
@@ -428,8 +423,9 @@ _HORIZONTAL = """\
 #define HORIZONTAL(T) \\
   INLINE T sum_lanes(T##v v) { \\
     T x[W]; \\
-    for (int l = 0; l < W; l++) x[l] = v[l]; \\
-    for (int h = W / 2; h; h /= 2) for (int l = 0; l < h; l++) x[l] = (T)(x[l] + x[l + h]); \\
+    EACH_LANE x[l] = v[l]; \\
+    _Pragma("GCC unroll 4") for (int h = W / 2; h; h /= 2) \\
+      _Pragma("GCC unroll 8") for (int l = 0; l < h; l++) x[l] = (T)(x[l] + x[l + h]); \\
     return x[0]; \\
   } \\
   INLINE T prod_lanes(T##v v) { T r = v[0]; for (int l = 1; l < W; l++) r = (T)(r * v[l]); return r; } \\
@@ -439,21 +435,13 @@ HORIZONTAL(f32) HORIZONTAL(f64) HORIZONTAL(i64) HORIZONTAL(i32) HORIZONTAL(i16) 
 """
 
 _TRANSPOSED = """\
-// Lane i of the result is the sum of the lanes of v[i]: log2(W) rounds that fold two vectors into one.
-template <class V, class I, int H> INLINE V fold(V x, V y) {
-  I low, high;
-  for (int l = 0; l < W; l++) {
-    low[l] = (l / H % 2 ? W : 0) + l / H / 2 * 2 * H + l % H;
-    high[l] = low[l] + H;
-  }
-  return __builtin_shuffle(x, y, low) + __builtin_shuffle(x, y, high);
+// Lane i of the result is the sum of the lanes of v[i].
+template <class V, class I> INLINE V sum_each_of(V* v) {
+@sum_each@
+  return v[0];
 }
-template <class V, class I, int H> INLINE V sum_each(V* v) {
-  for (int i = 0; i < H; i++) v[i] = fold<V, I, H>(v[i], v[i + H]);
-  if constexpr (H > 1) return sum_each<V, I, H / 2>(v); else return v[0];
-}
-INLINE f32v sum_each(f32v* v) { return sum_each<f32v, i32v, W / 2>(v); }
-INLINE f64v sum_each(f64v* v) { return sum_each<f64v, i64v, W / 2>(v); }
+INLINE f32v sum_each(f32v* v) { return sum_each_of<f32v, i32v>(v); }
+INLINE f64v sum_each(f64v* v) { return sum_each_of<f64v, i64v>(v); }
 """
 
 
