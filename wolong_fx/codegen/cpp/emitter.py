@@ -67,7 +67,8 @@ class _ProgramText:
         self.emitted: dict[Key, _Emitted] = {}
         self.used: dict[int, set[str]] = {}
         self.constants, self.offsets = _lay_out_constants(program)
-        tensors = (b for b in program.buffers if b.kind in (BufferKind.INPUT, BufferKind.OUTPUT))
+        kinds = (BufferKind.INPUT, BufferKind.OUTPUT)
+        tensors = (b for kind in kinds for b in program.buffers if b.kind is kind)
         self.slots = {b: i for i, b in enumerate(tensors, _FIRST_TENSOR)}
         self.body: list[str] = []
         self.depth = 0
