@@ -70,7 +70,7 @@ def get_decompositions(operators: Sequence[Any]) -> dict[Any, Callable[..., Any]
 
 
 def tree_leaves(tree: Any) -> list[Any]:
-    """What nested lists, tuples and dicts hold, left to right: `torch.utils._pytree.tree_leaves`. 2.11, 2.13."""
+    """The leaves of nested lists, tuples and dicts: `torch.utils._pytree.tree_leaves`. 2.11, 2.13."""
     from torch.utils._pytree import tree_leaves as leaves  # torch.utils.pytree is younger than 2.11
 
     return leaves(tree)
@@ -187,7 +187,7 @@ def fake_mode() -> Any:
 
 
 def lazy_graph_module(root: torch.nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A GraphModule that writes its Python code when it is first called: half the time of cutting a graph. 2.13."""
+    """A GraphModule that writes its Python code when first called: half the time of cutting a graph. 2.13."""
     from torch.fx._lazy_graph_module import _LazyGraphModule
 
     return _LazyGraphModule(root, graph)

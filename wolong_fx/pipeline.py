@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
 
-from wolong_fx import codegen
+from wolong_fx import _torch_compat, codegen
 from wolong_fx.assemble import assemble_executor
 from wolong_fx.errors import WolongError
 from wolong_fx.ledger import Ledger
@@ -135,7 +135,7 @@ def copy_graph(gm: GraphModule) -> GraphModule:
     graph, copies = Graph(), {}
     returned = graph.graph_copy(gm.graph, copies)
     graph.output(returned).meta = dict(gm.graph.output_node().meta)
-    return GraphModule(gm, graph)
+    return _torch_compat.lazy_graph_module(gm, graph)
 
 
 def _first_line(error: Exception) -> str:

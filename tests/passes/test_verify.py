@@ -11,7 +11,7 @@ import torch
 from wolong_fx.errors import BrokenRule
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
-from wolong_fx.passes.base import NodePass, Numerics, Pass
+from wolong_fx.passes.base import EditPass, NodePass, Numerics
 from wolong_fx.passes.edit import Call, Rewrite
 from wolong_fx.passes.manager import PassManager
 from wolong_fx.passes.verify import RULES, WELL_FORMED, Promise, find_breach
@@ -110,7 +110,7 @@ def run(*passes):
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
 def test_the_manager_names_the_guilty_pass(fault):
     @dataclass(frozen=True)
-    class Guilty(Pass):
+    class Guilty(EditPass):
         name: ClassVar[str] = "guilty"
         numerics: ClassVar[Numerics] = Numerics.EXACT
 

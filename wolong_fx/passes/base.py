@@ -23,22 +23,16 @@ class Numerics(enum.Enum):
 class Pass(PassBase):
     """A graph goes in, an equivalent graph comes out, and every change has a reason.
 
-    Subclasses are frozen dataclasses; their fields are their options. They say what to change through the
-    Editor and know nothing of verification, timing, dumps or the ledger.
+    Subclasses are frozen dataclasses; their fields are their options. They know nothing of verification,
+    timing, dumps or the ledger.
     """
 
     name: ClassVar[str]
     numerics: ClassVar[Numerics]
 
     @abstractmethod
-    def edit(self, editor: Editor) -> None:
-        """Propose every change to `editor`."""
-
     def apply(self, graph_module: GraphModule, note: Note) -> PassResult:
         """Run on a graph, in place where possible; `note(node, action, because)` hears every decision."""
-        editor = Editor(graph_module, self.name, note)
-        self.edit(editor)
-        return PassResult(graph_module, editor.is_changed)
 
     def call(self, graph_module: GraphModule) -> PassResult:
         result = self.apply(graph_module, silent)
@@ -46,7 +40,20 @@ class Pass(PassBase):
         return result
 
 
-class NodePass(Pass):
+class EditPass(Pass):
+    """A pass that changes the graph in place, through the Editor."""
+
+    @abstractmethod
+    def edit(self, editor: Editor) -> None:
+        """Propose every change to `editor`."""
+
+    def apply(self, graph_module: GraphModule, note: Note) -> PassResult:
+        editor = Editor(graph_module, self.name, note)
+        self.edit(editor)
+        return PassResult(graph_module, editor.is_changed)
+
+
+class NodePass(EditPass):
     """A pass that looks at one operator at a time, operands before users."""
 
     # A rule whose result matches another rule is settled at once; this bounds rules that chase each other.

@@ -14,9 +14,10 @@ from typing import ClassVar
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
+from wolong_fx import _torch_compat
 from wolong_fx.passes.base import Numerics, Pass
 from wolong_fx.passes.decompose import nothing_is_supported
-from wolong_fx.passes.edit import Editor, Note
+from wolong_fx.passes.edit import Note
 from wolong_fx.passes.partition_plan import EAGER, Plan, WhyUnsupported, plan_partitions
 from wolong_fx.passes.values import is_tensor, value_of
 
@@ -36,9 +37,6 @@ class CutPartitions(Pass):
     min_ops: int = 2
     name: ClassVar[str] = "cut-partitions"
     numerics: ClassVar[Numerics] = Numerics.REASSOCIATING  # a kernel may add in another order than eager
-
-    def edit(self, editor: Editor) -> None:
-        raise NotImplementedError("this pass builds a new graph instead")
 
     def apply(self, graph_module: GraphModule, note: Note) -> PassResult:
         plan = plan_partitions(graph_module.graph, self.why_unsupported, self.min_ops, note)
@@ -61,7 +59,7 @@ def _build(graph_module: GraphModule, plan: Plan) -> GraphModule:
         elif results := _results(members, place, plan.places):
             _call_partition(graph_module, graph, place, members, results, made)
     graph.node_copy(graph_module.graph.output_node(), made.__getitem__)
-    return GraphModule(graph_module, graph)
+    return _torch_compat.lazy_graph_module(graph_module, graph)
 
 
 def _call_partition(
@@ -94,7 +92,7 @@ def _extract(
     for node in members:
         inner[node] = graph.node_copy(node, inner.__getitem__)
     graph.output(tuple(inner[node] for node in results))
-    return GraphModule(graph_module, graph)
+    return _torch_compat.lazy_graph_module(graph_module, graph)
 
 
 def _results(members: Iterable[Node], place: int, places: Mapping[Node, frozenset[int]]) -> list[Node]:

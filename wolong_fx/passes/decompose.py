@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from wolong_fx import _torch_compat
-from wolong_fx.passes.base import Numerics, Pass
+from wolong_fx.passes.base import EditPass, Numerics
 from wolong_fx.passes.canonicalise import Canonicalise
 from wolong_fx.passes.edit import Call, Editor, Fragment, Parts, Rewrite
 from wolong_fx.passes.partition_plan import WhyUnsupported
@@ -40,7 +40,7 @@ def nothing_is_supported(node: Node) -> str:
 
 
 @dataclass(frozen=True)
-class Decompose(Pass):
+class Decompose(EditPass):
     """`why_unsupported`: None for a node that codegen lowers, else the reason it does not."""
 
     why_unsupported: WhyUnsupported = field(default=nothing_is_supported, repr=False, compare=False)

@@ -103,6 +103,7 @@ class Editor:
         self._step = step
         self._note = note
         self._known_values: dict[object, Any] = {}
+        self._has_symbols = any(has_symbolic_size(value_of(node)) for node in self.graph.nodes)
         self._fake_mode = _find_fake_mode(self.graph)
         self._constant_names = _free_names(graph_module)
 
@@ -110,7 +111,7 @@ class Editor:
         """False of nodes that are not operators, near memory that is written in place, or of unknown size."""
         if node.op != "call_function" or self.storage.touches_written(node):
             return False
-        return not any(map(has_symbolic_size, map(value_of, (node, *node.all_input_nodes))))
+        return not self._has_symbols or not _is_of_unknown_size(node)
 
     def apply(self, rewrite: Rewrite) -> Placed | None:
         """Make the change; returns what now stands for `rewrite.node`, None if there is none.
@@ -247,6 +248,10 @@ CONSTANT_PREFIX = "_wolong_constant"
 def _free_names(graph_module: GraphModule) -> Iterator[str]:
     names = (f"{CONSTANT_PREFIX}{i}" for i in count())
     return (name for name in names if not hasattr(graph_module, name))
+
+
+def _is_of_unknown_size(node: Node) -> bool:
+    return any(map(has_symbolic_size, map(value_of, (node, *node.all_input_nodes))))
 
 
 def _layout(value: Any) -> Any:

@@ -14,15 +14,15 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 
-from wolong_fx.passes.base import Editor, Numerics, Pass
-from wolong_fx.passes.edit import CONSTANT_PREFIX, Call, Constant, Replacement, Rewrite
+from wolong_fx.passes.base import EditPass, Numerics
+from wolong_fx.passes.edit import CONSTANT_PREFIX, Call, Constant, Editor, Replacement, Rewrite
 from wolong_fx.passes.values import aten, is_call, is_creation, is_effectful, is_tensor, value_of
 
 LITERAL_PREFIX = "_tensor_constant"  # how torch's tracers name the literals of the user's source
 
 
 @dataclass(frozen=True)
-class FoldConstants(Pass):
+class FoldConstants(EditPass):
     """Folds operators over constants of at most `max_bytes`; a uniform result becomes `full`."""
 
     max_bytes: int = 65536

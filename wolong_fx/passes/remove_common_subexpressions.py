@@ -11,13 +11,13 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from wolong_fx.passes.base import Numerics, Pass
+from wolong_fx.passes.base import EditPass, Numerics
 from wolong_fx.passes.edit import Editor, Rewrite
 from wolong_fx.passes.values import is_effectful, structural_key
 
 
 @dataclass(frozen=True)
-class RemoveCommonSubexpressions(Pass):
+class RemoveCommonSubexpressions(EditPass):
     """Calls of one operator with the same operands are one; never random ones, nor near written memory."""
 
     name: ClassVar[str] = "remove-common-subexpressions"

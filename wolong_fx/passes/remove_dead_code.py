@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from wolong_fx.passes.base import Numerics, Pass
+from wolong_fx.passes.base import EditPass, Numerics
 from wolong_fx.passes.edit import Editor, Rewrite
 from wolong_fx.passes.values import is_effectful
 
 
 @dataclass(frozen=True)
-class RemoveDeadCode(Pass):
+class RemoveDeadCode(EditPass):
     """Users first, so that one walk removes whole chains."""
 
     name: ClassVar[str] = "remove-dead-code"
