@@ -1,4 +1,6 @@
-"""Kernels of hand-built programs: scheduled, emitted as C++, built and loaded, without anything of the front end."""
+"""Kernels of hand-built programs: scheduled, emitted as C++, built and loaded, without anything of the front
+end.
+"""
 
 from __future__ import annotations
 

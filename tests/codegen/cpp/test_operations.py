@@ -18,10 +18,39 @@ from wolong_fx.testing.programs import ProgramBuilder, at, load, operator
 SIZE = 77
 DIVISIONS = frozenset("floordiv truncdiv mod fmod".split())
 INFINITY, NAN = float("inf"), float("nan")
-SPECIAL = (
-    [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, INFINITY, -INFINITY, NAN, 1e-40, -1e-40, 1e-10, 3.0, -3.0, 2.5, -2.5, 1.5]
-    + [88.0, 89.5, -88.0, -104.0, 1e30, -1e30, 100.25, 0.9, -0.3, 7.0, 1e-3, 8388609.0, -8388607.5, 5e-8]
-)
+SPECIAL = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    -0.5,
+    INFINITY,
+    -INFINITY,
+    NAN,
+    1e-40,
+    -1e-40,
+    1e-10,
+    3.0,
+    -3.0,
+    2.5,
+    -2.5,
+    1.5,
+    88.0,
+    89.5,
+    -88.0,
+    -104.0,
+    1e30,
+    -1e30,
+    100.25,
+    0.9,
+    -0.3,
+    7.0,
+    0.001,
+    8388609.0,
+    -8388607.5,
+    5e-08,
+]
 
 
 def values(dtype: DType, seed: int) -> Tensor:
@@ -89,7 +118,9 @@ def assert_agrees(name: str, found: Tensor, wanted: Tensor, given: list[Tensor])
         usual = (quotient < 1e30) | ~quotient.isfinite()
         found, wanted = found[usual], wanted[usual]
     rtol = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
-    torch.testing.assert_close(found, wanted, rtol=rtol.get(found.dtype, 0), atol=1e-44, equal_nan=True, msg=name)
+    torch.testing.assert_close(
+        found, wanted, rtol=rtol.get(found.dtype, 0), atol=1e-44, equal_nan=True, msg=name
+    )
     if found.is_floating_point():
         zeros = (found == 0) & (wanted == 0)
         assert torch.equal(torch.signbit(found[zeros]), torch.signbit(wanted[zeros])), f"sign of zero: {name}"

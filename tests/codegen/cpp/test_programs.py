@@ -1,4 +1,6 @@
-"""Whole programs as C++ kernels against the reference machine in float64: typical, random, and one for each path."""
+"""Whole programs as C++ kernels against the reference machine in float64: typical, random, and one for each
+path.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def matmul(
 
 
 @pytest.mark.parametrize("layout", ["kn", "nk"])
-@pytest.mark.parametrize("shape", [(1, 70, 33), (1, 16, 64), (2, 1, 40), (7, 50, 19), (23, 130, 5), (13, 3, 1)])
+@pytest.mark.parametrize(
+    "shape", [(1, 70, 33), (1, 16, 64), (2, 1, 40), (7, 50, 19), (23, 130, 5), (13, 3, 1)]
+)
 def test_matmul_of_any_shape(check_cpp, isa, layout, shape):
     check_cpp(matmul(*shape, layout=layout), isa)
 
@@ -109,17 +113,24 @@ def lstm(steps: int, batch: int, width: int, layout: str) -> Program:
         return dot(k, left, load(w, k, j) if layout == "kn" else load(w, j, k))  # type: ignore[arg-type]
 
     ks = [Var(f"k{g}", width) for g in range(8)]
-    inputs = [Store(at(z0, step, row, g, j), product(load(x, step, row, ks[g]), ws[g], ks[g])) for g in range(4)]
+    inputs = [
+        Store(at(z0, step, row, g, j), product(load(x, step, row, ks[g]), ws[g], ks[g])) for g in range(4)
+    ]
     p.stage(
         operator("project", (n, j), *inputs),
         operator("start", (r, j), Store(at(h, 0, r, j), load(h0, r, j)), Store(at(c, r, j), load(c0, r, j))),
     )
     before, after = Index.of(t) % 2, (Index.of(t) + 1) % 2
-    z = [add(load(z0, t, r, g, j), product(load(h, before, r, ks[4 + g]), us[g], ks[4 + g])) for g in range(4)]
+    z = [
+        add(load(z0, t, r, g, j), product(load(h, before, r, ks[4 + g]), us[g], ks[4 + g])) for g in range(4)
+    ]
     kept = mul(Unary("sigmoid", z[1]), load(c, r, j))
     new_c = add(kept, mul(Unary("sigmoid", z[0]), Unary("tanh", z[2])))
     new_h = mul(Unary("sigmoid", z[3]), Unary("tanh", new_c))
-    stores = [Store(at(b, *i), v) for b, i, v in ((c, (r, j), new_c), (h, (after, r, j), new_h), (out, (t, r, j), new_h))]
+    stores = [
+        Store(at(b, *i), v)
+        for b, i, v in ((c, (r, j), new_c), (h, (after, r, j), new_h), (out, (t, r, j), new_h))
+    ]
     p.body.append(Loop(t, (Stage((operator("cell", (r, j), *stores),)),)))
     return p.build()
 
@@ -196,7 +207,11 @@ def reductions(dtype: DType, rows: int, width: int) -> Program:
     p = ProgramBuilder(f"reductions_{dtype}")
     x = p.input("x", rows, width, dtype=dtype)
     i, j, k, m, ops = Var("i", rows), Var("j", width), Var("k", width), Var("m", rows), []
-    for op in ("sum", "prod", "max", "min", "argmax", "argmin") if dtype is not DType.BOOL else ("any", "all", "argmax"):
+    for op in (
+        ("sum", "prod", "max", "min", "argmax", "argmin")
+        if dtype is not DType.BOOL
+        else ("any", "all", "argmax")
+    ):
         for name, domain, over, where in (
             ("rows", (i,), (k,), (i, k)),
             ("columns", (j,), (m,), (m, j)),
@@ -223,13 +238,17 @@ def test_reductions_of_every_type(run_cpp, isa, dtype):
     found, wanted = run_cpp(program, [given], isa), run_program(program, [given], seed=0)
     for op, ours, torchs in zip(program.ops(), found, wanted, strict=True):
         rtol = {torch.float32: 3e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2}.get(ours.dtype, 0)
-        torch.testing.assert_close(ours, torchs, rtol=rtol, atol=0, equal_nan=True, msg=lambda m, op=op: f"{op.name}: {m}")
+        torch.testing.assert_close(
+            ours, torchs, rtol=rtol, atol=0, equal_nan=True, msg=lambda m, op=op: f"{op.name}: {m}"
+        )
 
 
 @pytest.mark.cpu
 @pytest.mark.avx512
 def test_reduction_inside_a_reduction(check_cpp):
-    """y[i, j] = sum_k a[i, k] * max_m b[k, m] * b[m, j]: the inner one depends on the outer one's variable."""
+    """y[i, j] = sum_k a[i, k] * max_m b[k, m] * b[m, j]: the inner one depends on the outer one's
+    variable.
+    """
     p = ProgramBuilder("nested")
     a, b, y = p.input("a", 4, 9), p.input("b", 9, 9), p.output("y", 4, 9)
     i, j, k, m = Var("i", 4), Var("j", 9), Var("k", 9), Var("m", 9)
@@ -265,7 +284,9 @@ def test_convolution_with_padding(check_cpp, isa):
 
 
 def test_index_maps_of_views(check_cpp, isa):
-    """Flips, steps, reshapes that split and join, transposes, broadcasts, and stores to every other element."""
+    """Flips, steps, reshapes that split and join, transposes, broadcasts, and stores to every other
+    element.
+    """
     p = ProgramBuilder("views")
     x, y = p.input("x", 12, 20), p.output("y", 240)
     flat, q = Var("f", 240), Index.of(Var("f", 240))
@@ -328,7 +349,11 @@ def test_index_values_and_masks(check_cpp, isa):
 
 def test_gathers_in_rows_and_lanes(check_cpp, isa):
     p = ProgramBuilder("gathers")
-    table, ids, lanes = p.input("table", 4, 4), p.input("ids", 9, dtype=DType.I64), p.input("l", 9, 21, dtype=DType.I32)
+    table, ids, lanes = (
+        p.input("table", 4, 4),
+        p.input("ids", 9, dtype=DType.I64),
+        p.input("l", 9, 21, dtype=DType.I32),
+    )
     y, z, i, j = p.output("y", 9, 21), p.output("z", 9, 4), Var("i", 9), Var("j", 21)
     c = Var("c", 4)
     both = load(table, Gather(load(ids, i), "row"), Gather(load(lanes, i, j), "column"))
@@ -404,5 +429,9 @@ def test_constants_are_read_from_the_kernels_own_memory(check_cpp):
     a = p.constant("a", torch.linspace(-1, 1, 33))
     n = p.constant("n", torch.arange(33), DType.I64)
     number = Cast(load(n, i), DType.F32)
-    p.stage(operator("sum", (i,), Store(at(y, i), add(load(x, i), load(a, i), mul(number, Const(2.0, DType.F32))))))
+    p.stage(
+        operator(
+            "sum", (i,), Store(at(y, i), add(load(x, i), load(a, i), mul(number, Const(2.0, DType.F32))))
+        )
+    )
     check_cpp(p.build(), "avx512")

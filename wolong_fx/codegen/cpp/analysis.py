@@ -43,7 +43,9 @@ class Analysis:
 
     @cached_property
     def reductions(self) -> list[Reduce]:
-        """Those that stand outside of every other's variables, so that they can be computed ahead of all else."""
+        """Those that stand outside of every other's variables, so that they can be computed ahead of all
+        else.
+        """
         return [n for n in self.nodes if isinstance(n, Reduce) and not self.free[id(n)] & self.bound]
 
     @cached_property
@@ -79,7 +81,9 @@ class Analysis:
         return 4
 
     def lane_stride(self, access: Access, span: int) -> int | None:
-        """Elements from one lane to the next where `span` lanes, aligned, are taken at once; None: irregular."""
+        """Elements from one lane to the next where `span` lanes, aligned, are taken at once; None:
+        irregular.
+        """
         return self._stride(access, self.lane.var, span) if self.lane else 0
 
     def inner_stride(self, access: Access, reduce: Reduce) -> int | None:

@@ -1,4 +1,4 @@
-"""A scheduled program as one header-free C++ translation unit that follows the kernel ABI (runtime/image.py)."""
+"""A scheduled program as one header-free C++ translation unit of the kernel ABI (runtime/image.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values of a tile program as C++ text: each defined once, in the outermost loop that has what it depends on."""
+"""Values of a tile program as C++: each defined once, in the outermost loop that has what it needs."""
 
 from __future__ import annotations
 

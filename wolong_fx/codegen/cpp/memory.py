@@ -1,4 +1,6 @@
-"""C++ text of loads and stores: contiguous, broadcast, strided or any lanes; row ends, padding and bounds checks."""
+"""C++ text of loads and stores: contiguous, broadcast, strided or any lanes; row ends, padding and bounds
+checks.
+"""
 
 from __future__ import annotations
 
@@ -245,7 +247,9 @@ class _Place:
     def vector_store(self, value: str, ragged: Active | None) -> str:
         if self.stride == 1:
             return f"store({self._address}, {value}{f', {ragged.text}' if ragged else ''});"
-        return f"store_strided({self._address}, {self.stride}, {value}{f', {ragged.text}' if ragged else ''});"
+        return (
+            f"store_strided({self._address}, {self.stride}, {value}{f', {ragged.text}' if ragged else ''});"
+        )
 
     @property
     def _address(self) -> str:

@@ -13,9 +13,19 @@ from wolong_fx.ir.types import DType
 Use = Callable[[str], None]
 """Called with the name of each piece of the prelude that a text needs."""
 
-_SYMBOLS = dict(
-    add="+", sub="-", mul="*", div="/", xor="^", eq="==", ne="!=", lt="<", le="<=", gt=">", ge=">="
-)
+_SYMBOLS = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "xor": "^",
+    "eq": "==",
+    "ne": "!=",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+}
 _SYMBOLS |= {"and": "&", "or": "|"}
 _BOOL_SYMBOLS = {
     "add": "|",
@@ -170,9 +180,13 @@ def _bool_binary(op: str, a: Value, b: Value) -> str:
     if op in _BOOL_SYMBOLS:
         return f"{a.text} {_BOOL_SYMBOLS[op]} {b.text}"
     complement = "~" if a.is_vector else "!"
-    forms = dict(
-        eq="{n}({a} ^ {b})", lt="{n}{a} & {b}", le="{n}{a} | {b}", gt="{a} & {n}{b}", ge="{a} | {n}{b}"
-    )
+    forms = {
+        "eq": "{n}({a} ^ {b})",
+        "lt": "{n}{a} & {b}",
+        "le": "{n}{a} | {b}",
+        "gt": "{a} & {n}{b}",
+        "ge": "{a} | {n}{b}",
+    }
     return forms[op].format(a=a.text, b=b.text, n=complement)
 
 

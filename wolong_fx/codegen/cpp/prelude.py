@@ -83,7 +83,8 @@ INLINE maskv first_lanes(i64 n) { return i32v{@numbers@} < (i32)at_most(n, W); }
   INLINE void scatter(T* p, i64v at, T##v v, maskv ok) { \\
     for (int l = 0; l < W; l++) if (ok[l]) p[at[l]] = v[l]; \\
   }
-ANY_LANES(f32) ANY_LANES(f64) ANY_LANES(i64) ANY_LANES(i32) ANY_LANES(i16) ANY_LANES(i8) ANY_LANES(u8) ANY_LANES(u16)
+ANY_LANES(f32) ANY_LANES(f64) ANY_LANES(i64) ANY_LANES(i32) ANY_LANES(i16)
+ANY_LANES(i8) ANY_LANES(u8) ANY_LANES(u16)
 SOME_LANES(i16) SOME_LANES(i8) SOME_LANES(u8) SOME_LANES(u16)
 @masked@
 

@@ -1,9 +1,11 @@
-"""Reductions as loops over accumulators held in registers: dots, row and column sums, extremes and their positions.
+"""Reductions as loops over accumulators held in registers: dots, row and column sums, extremes and their
+positions.
 
-Vectors run along one of two directions. *Along the lanes*, an accumulator is a vector of results; a dot's micro-kernel
-is no more than this for a few rows and vectors at once, since what does not depend on the row (or the lane) is named
-once for all. *Along the innermost variable*, an accumulator is a vector of partial results that are folded at the end:
-for what lies contiguously that way (rows of a weight matrix, the elements of a row that is summed).
+Vectors run along one of two directions. *Along the lanes*, an accumulator is a vector of results; a dot's
+micro-kernel is no more than this for a few rows and vectors at once, since what does not depend on the row
+(or the lane) is named once for all. *Along the innermost variable*, an accumulator is a vector of partial
+results that are folded at the end: for what lies contiguously that way (rows of a weight matrix, the
+elements of a row that is summed).
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from wolong_fx.ir.types import DType
 
 Cell = tuple[int, int]
 Step = Callable[[Scopes, list[Index], int], None]
-"""Emits one step of a loop: in these scopes, at these values of the variables, into this partial accumulator."""
+"""Emits one step of a loop: in these scopes, at these values of the variables, into this partial
+accumulator.
+"""
 InnerStep = Callable[[Scopes, list[Index], int, Active | None], None]
 """As Step, with the lanes that are values (None: all)."""
 
@@ -69,17 +73,20 @@ class ReductionText:
         self.results = {}
 
     def value(self, reduce: Reduce, ctx: Context) -> Value:
-        """The result in a context; computed for the whole micro-kernel and group when it is first asked for."""
+        """The result in a context; computed for the whole micro-kernel and group when it is first asked
+        for.
+        """
         if id(reduce) not in self.group_of:
             return self._nested(reduce, ctx)
         key = (id(reduce), self._cell(reduce, ctx.cell))
         if key not in self.results:
-            group = [r for r in self.group_of[id(reduce)]]
-            self._emit_group(group)
+            self._emit_group(self.group_of[id(reduce)])
         return self.results[key]
 
     def _cell(self, reduce: Reduce, cell: Cell) -> Cell:
-        """The cell whose result this cell shares: rows and vectors that the reduction does not depend on are 0."""
+        """The cell whose result this cell shares: rows and vectors that the reduction does not depend on
+        are 0.
+        """
         row, vector = cell
         dims = self.planner.op.dims
         if self.plan.row is None or not self.analysis.depends(reduce, dims[self.plan.row].var):
@@ -237,7 +244,7 @@ class ReductionText:
         """The result of partial accumulators, combined pairwise."""
         reduce, names = parts[0].reduce, [p.name for p in parts]
         while len(names) > 1:
-            pairs = [self._combine(reduce, a, b) for a, b in zip(names[::2], names[1::2])]
+            pairs = [self._combine(reduce, a, b) for a, b in zip(names[::2], names[1::2], strict=False)]
             names = [f"({p})" for p in pairs] + names[len(pairs) * 2 :]
         if parts[0].is_position:
             names = [parts[0].name + "_at"]
@@ -304,9 +311,8 @@ class ReductionText:
 
     def _folded(self, reduce: Reduce, joined: Value, scopes: Scopes) -> Value:
         name, kind = scopes.new_name("r"), reduce.dtype
-        scopes.add(
-            f"const {c_type(kind, False)} {name} = {rounded(self._fold(reduce, joined.text), kind, self.use)};"
-        )
+        folded = rounded(self._fold(reduce, joined.text), kind, self.use)
+        scopes.add(f"const {c_type(kind, False)} {name} = {folded};")
         return Value(name, kind, False, joined.needs)
 
     def _fold(self, reduce: Reduce, vector: str) -> str:
@@ -317,7 +323,9 @@ class ReductionText:
         return f"{reduce.op}_lanes({vector})"
 
     def _columns(self, reduce: Reduce, contexts: dict[Cell, Context]) -> dict[tuple[int, Cell], Value]:
-        """A result for each lane: some lanes' vectors of partial results at once, then all folded into one vector."""
+        """A result for each lane: some lanes' vectors of partial results at once, then all folded into one
+        vector.
+        """
         scopes = next(iter(contexts.values())).scopes
         parts = {}
         for cell in contexts:
@@ -396,7 +404,9 @@ class ReductionText:
 
 
 def _pieces(count: int, stride: int) -> list[tuple[int, int, int]]:
-    """(first, trips, stride) of a loop in steps of `stride` and of what remains; the remainder goes one by one."""
+    """(first, trips, stride) of a loop in steps of `stride` and of what remains; the remainder goes one by
+    one.
+    """
     whole = count // stride * stride
     pieces = [(0, count // stride, stride)] if whole else []
     return pieces + ([(whole, count - whole, 1)] if count > whole else [])

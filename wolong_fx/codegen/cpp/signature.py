@@ -1,7 +1,8 @@
 """Which operators share one tile function: their structure, with buffers, offsets and names taken out.
 
-An unrolled graph repeats the same few operators thousands of times. Each is described in linear time by a signature;
-equal signatures get one tile function, and what differs (which buffer, at which offset) goes to a table of bindings.
+An unrolled graph repeats the same few operators thousands of times. Each is described in linear time by a
+signature; equal signatures get one tile function, and what differs (which buffer, at which offset) goes to
+a table of bindings.
 """
 
 from __future__ import annotations

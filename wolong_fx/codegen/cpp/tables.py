@@ -1,4 +1,6 @@
-"""The tables that drive a kernel: which tile function runs which virtual blocks on which thread, bound to what."""
+"""The tables that drive a kernel: which tile function runs which virtual blocks on which thread, bound to
+what.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,8 @@ class Tables:
 
 
 def cut_stage(entries: Sequence[Entry], threads: int) -> list[list[Run]]:
-    """Runs of each thread: static contiguous ranges, so that a thread meets the same memory in every trip of a loop.
+    """Runs of each thread: static contiguous ranges, so that a thread meets the same memory in every trip
+    of a loop.
 
     Cuts fall between panels where there are at least two a thread, else between blocks.
     """
@@ -100,7 +103,8 @@ def emit_tables(tables: Tables, functions: Sequence[str]) -> str:
     """The static arrays."""
     runs = ", ".join(f"{{{r.function}, {r.bindings}, {r.first}, {r.last}}}" for r in tables.runs)
     return f"""\
-// A run: consecutive virtual blocks of one operator. Thread t of stage s has RUNS[STARTS[s * THREADS + t]] up to the next
+// A run: consecutive virtual blocks of one operator. Thread t of stage s has RUNS[STARTS[s * THREADS + t]]
+// up to the next
 // start; a run's pointers are pairs (argument, byte offset) in BINDINGS.
 typedef void (*TileFunction)(char* const*, const i64*, const i64*, i64, i64);
 struct Run {{ i32 function, bindings; i64 first, last; }};

@@ -1,10 +1,14 @@
-"""The thread team: one parallel region a call, flags for a barrier in the arena's header, and the C entry points."""
+"""The thread team: one parallel region a call, flags for a barrier in the arena's header, and the C entry
+points.
+"""
 
 from __future__ import annotations
 
 HEADER_BYTES = 4096
 EPOCH, FAILURE, FLAGS = 0, 64, 128
-"""Byte offsets in the arena's header: barriers passed so far, the first failed check, a flag for each thread."""
+"""Byte offsets in the arena's header: barriers passed so far, the first failed check, a flag for each
+thread.
+"""
 
 
 def largest_team() -> int:
@@ -13,7 +17,9 @@ def largest_team() -> int:
 
 
 def flag_bytes(threads: int) -> int:
-    """Distance of two threads' flags: two cache lines, which processors fetch in pairs, unless there are many."""
+    """Distance of two threads' flags: two cache lines, which processors fetch in pairs, unless there are
+    many.
+    """
     return 128 if threads <= (HEADER_BYTES - FLAGS) // 128 else 64
 
 
@@ -25,7 +31,8 @@ struct WolongHost {
 };
 static const WolongHost* host;
 
-// Where one thread of a call stands. It runs the parts of the virtual threads [first, last): its own, or, when the
+// Where one thread of a call stands. It runs the parts of the virtual threads [first, last): its own, or,
+// when the
 // team is smaller than the tables were cut for, several.
 struct Worker {
   char* const* args;
@@ -65,7 +72,8 @@ ENTRY_POINTS = """\
 struct Launch { char* const* args; i64 before, after; };
 
 static void work(Launch* launch, i32 number, i32 team) {
-  Worker w = {launch->args, {}, number, team, THREADS * number / team, THREADS * (number + 1) / team, launch->before};
+  const i32 first = THREADS * number / team, last = THREADS * (number + 1) / team;
+  Worker w = {launch->args, {}, number, team, first, last, launch->before};
   run_program(&w);
   if (number == 0) launch->after = w.epoch;
 }
@@ -92,6 +100,7 @@ def emit_layout(threads: int, loops: int) -> str:
     """Constants that the team's text is written in terms of."""
     return (
         f"enum {{ THREADS = {threads}, LOOPS = {max(loops, 1)} }};\n"
-        f"enum {{ EPOCH = {EPOCH}, FAILURE = {FAILURE}, FLAGS = {FLAGS}, FLAG_BYTES = {flag_bytes(threads)} }};"
-        "  // bytes in the arena's header\n"
+        "// Bytes in the arena's header: where these are, and how far apart the threads' flags.\n"
+        f"enum {{ EPOCH = {EPOCH}, FAILURE = {FAILURE}, FLAGS = {FLAGS}, "
+        f"FLAG_BYTES = {flag_bytes(threads)} }};\n"
     )

@@ -35,9 +35,10 @@ class TileFunction:
 class TileFunctionText:
     """Writes one tile function.
 
-    Names in the text: p0.. pointers; b0.. which block along each dimension; n0.. points of the block; x0.. a point in
-    it; for the dimensions of a micro-kernel, y (rows) and u (lanes) count its steps; k0.. variables of reductions;
-    t0.. variables of the loops around; a0.. accumulators; r0.. results of reductions; v0.. values.
+    Names in the text: p0.. pointers; b0.. which block along each dimension; n0.. points of the block; x0.. a
+    point in it; for the dimensions of a micro-kernel, y (rows) and u (lanes) count its steps; k0.. variables
+    of reductions; t0.. variables of the loops around; a0.. accumulators; r0.. results of reductions; v0..
+    values.
     """
 
     def __init__(
@@ -75,7 +76,8 @@ class TileFunctionText:
             *("  " + x for x in body),
             "}",
         ]
-        header = f"NOINLINE void {self.name}(char* const* args, const i64* bind, const i64* loop, i64 first, i64 last)"
+        parameters = "char* const* args, const i64* bind, const i64* loop, i64 first, i64 last"
+        header = f"NOINLINE void {self.name}({parameters})"
         text = "\n".join([*self.kernels, header + " {", *("  " + line for line in lines), "}"])
         return TileFunction(self.name, self.plan.lanes, self._panel(), text)
 
@@ -86,10 +88,9 @@ class TileFunctionText:
 
     def _pinned(self) -> dict[int, frozenset[Var]]:
         """Loads of what the operator writes stay inside its sequential loops."""
-        inside = frozenset(
-            Var(f"x{i}", d.extent) for i, d in enumerate(self.op.dims) if d.sequential and d.extent > 1
-        )
-        return {b: inside for b in self.analysis.written} if inside else {}
+        dims = enumerate(self.op.dims)
+        inside = frozenset(Var(f"x{i}", d.extent) for i, d in dims if d.sequential and d.extent > 1)
+        return dict.fromkeys(self.analysis.written, inside) if inside else {}
 
     def _given(self) -> list[Var]:
         """Variables that have a value anywhere in a block."""

@@ -128,7 +128,9 @@ class Planner:
         return self.analysis.depends(factors.shared, var) and not self.analysis.depends(factors.streamed, var)
 
     def runs_along_inner(self, reduce: Reduce) -> bool:
-        """Whether vectors should run along the innermost variable: what the lane strides over is contiguous there."""
+        """Whether vectors should run along the innermost variable: what the lane strides over is
+        contiguous there.
+        """
         analysis = self.analysis
         if not reduce.over or reduce.op in ("argmax", "argmin"):
             return False
@@ -164,7 +166,8 @@ class Planner:
 
 
 def choose_tile(op: OpInst, isa: str, threads: int) -> tuple[int, ...]:
-    """Points of each dimension that one virtual block takes: about BLOCK_CYCLES of work, and blocks for all threads.
+    """Points of each dimension that one virtual block takes: about BLOCK_CYCLES of work, and blocks for
+    all threads.
 
     The whole extent of a sequential dimension; 1 for a dimension without points.
     """

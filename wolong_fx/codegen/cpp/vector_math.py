@@ -1,7 +1,9 @@
-"""Math functions of kernels: float32 as polynomials on whole vectors, float64 and rare ones lane by lane through libm.
+"""Math functions of kernels: float32 as polynomials on whole vectors, float64 and rare ones lane by lane
+through libm.
 
-Coefficients are our own weighted minimax fits (Lawson iteration in float64); the tests measure every function over
-dense grids. Each is right at NaN, infinities, signed zeros and subnormal numbers; none relies on -ffast-math.
+Coefficients are our own weighted minimax fits (Lawson iteration in float64); the tests measure every
+function over dense grids. Each is right at NaN, infinities, signed zeros and subnormal numbers; none relies
+on -ffast-math.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def _on_scalars(name: str) -> str:
 _BITS = """\
 INLINE i32v bits(f32v x) { return (i32v)x; }
 INLINE f32v magnitude(f32v x) { return (f32v)(bits(x) & 0x7fffffff); }
-INLINE f32v with_sign(f32v x, f32v sign) { return (f32v)((bits(x) & 0x7fffffff) | (bits(sign) & ~0x7fffffff)); }
+INLINE f32v with_sign(f32v x, f32v sign) {
+  return (f32v)((bits(x) & 0x7fffffff) | (bits(sign) & ~0x7fffffff));
+}
 INLINE f32v nearest(f32v x) { return (x + 12582912.f) - 12582912.f; }  // |x| < 2^22
 """
 
@@ -231,7 +235,9 @@ _ROUNDING = """\
 // Rounding to whole numbers: nothing to do from 2^23 (2^52) on; the sign of a zero is kept.
 INLINE f32v whole(f32v x, f32v rounded) { return magnitude(x) < 8388608.f ? with_sign(rounded, x) : x; }
 INLINE f64v copy_sign(f64v x, f64v s) { return (f64v)(((i64v)x & ~(1l << 63)) | ((i64v)s & (1l << 63))); }
-INLINE f64v whole(f64v x, f64v rounded) { return copy_sign(x, f64v{}) < 4503599627370496. ? copy_sign(rounded, x) : x; }
+INLINE f64v whole(f64v x, f64v rounded) {
+  return copy_sign(x, f64v{}) < 4503599627370496. ? copy_sign(rounded, x) : x;
+}
 INLINE f32v cut(f32v x) { return __builtin_convertvector(__builtin_convertvector(x, i32v), f32v); }
 INLINE f64v cut(f64v x) { return __builtin_convertvector(__builtin_convertvector(x, i64v), f64v); }
 """
@@ -259,7 +265,10 @@ INLINE f64 ceil_(f64 x) { return __builtin_ceil(x); }
 
 _ROUND = """\
 INLINE f32v round_(f32v x) { f32v a = magnitude(x); return whole(x, (a + 8388608.f) - 8388608.f); }
-INLINE f64v round_(f64v x) { f64v a = copy_sign(x, f64v{}); return whole(x, (a + 4503599627370496.) - 4503599627370496.); }
+INLINE f64v round_(f64v x) {
+  f64v a = copy_sign(x, f64v{});
+  return whole(x, (a + 4503599627370496.) - 4503599627370496.);
+}
 INLINE f32 round_(f32 x) { return __builtin_rintf(x); }
 INLINE f64 round_(f64 x) { return __builtin_rint(x); }
 """
@@ -290,17 +299,25 @@ INLINE f64 floordiv_(f64 a, f64 b) {
   f64 f = __builtin_floor(q);
   return q - f > 0.5 ? f + 1. : f;
 }
-INLINE f32v floordiv_(f32v a, f32v b) { for (int l = 0; l < W; l++) a[l] = floordiv_((f32)a[l], (f32)b[l]); return a; }
-INLINE f64v floordiv_(f64v a, f64v b) { for (int l = 0; l < W; l++) a[l] = floordiv_((f64)a[l], (f64)b[l]); return a; }
+INLINE f32v floordiv_(f32v a, f32v b) {
+  for (int l = 0; l < W; l++) a[l] = floordiv_((f32)a[l], (f32)b[l]);
+  return a;
+}
+INLINE f64v floordiv_(f64v a, f64v b) {
+  for (int l = 0; l < W; l++) a[l] = floordiv_((f64)a[l], (f64)b[l]);
+  return a;
+}
 """
 
-# Integers: the divisor is never zero here (a check has replaced it); -1 would overflow at the smallest dividend.
+# Integers: the divisor is never zero here (a check has replaced it); -1 would overflow at the smallest
+# dividend.
 _INTEGER_DIVISION = """\
 #define DIVISION(T) \\
   INLINE T truncdiv_(T a, T b) { return b == (T)-1 ? (T)(0 - a) : (T)(a / b); } \\
   INLINE T fmod_(T a, T b) { return b == (T)-1 ? (T)0 : (T)(a % b); } \\
-  INLINE T floordiv_(T a, T b) { T q = truncdiv_(a, b), r = fmod_(a, b); return r != 0 && (r < 0) != (b < 0) ? (T)(q - 1) : q; } \\
-  INLINE T mod_(T a, T b) { T r = fmod_(a, b); return r != 0 && (r < 0) != (b < 0) ? (T)(r + b) : r; } \\
+  INLINE bool rounds_up(T r, T b) { return r != 0 && (r < 0) != (b < 0); } \\
+  INLINE T floordiv_(T a, T b) { return (T)(truncdiv_(a, b) - rounds_up(fmod_(a, b), b)); } \\
+  INLINE T mod_(T a, T b) { T r = fmod_(a, b); return rounds_up(r, b) ? (T)(r + b) : r; } \\
   LANE_BY_LANE(truncdiv_, T) LANE_BY_LANE(fmod_, T) LANE_BY_LANE(floordiv_, T) LANE_BY_LANE(mod_, T)
 #define LANE_BY_LANE(F, T) \\
   INLINE T##v F(T##v a, T##v b) { for (int l = 0; l < W; l++) a[l] = F((T)a[l], (T)b[l]); return a; }
@@ -330,7 +347,10 @@ _SHIFTS = """\
 // Shifts by less than 0 or by all bits and more: 0, and the sign's bits.
 #define SHIFTS(T, BITS, SIGN) \\
   INLINE T shl_(T a, T b) { return b < 0 || b >= BITS ? (T)0 : (T)((unsigned long)a << b); } \\
-  INLINE T shr_(T a, T b) { return b < 0 || b >= BITS - SIGN ? (SIGN ? (T)(a >> (BITS - 1)) : (T)0) : (T)(a >> b); } \\
+  INLINE T shr_(T a, T b) { \\
+    if (b < 0 || b >= BITS - SIGN) return SIGN ? (T)(a >> (BITS - 1)) : (T)0; \\
+    return (T)(a >> b); \\
+  } \\
   INLINE T##v shl_(T##v a, T##v b) { for (int l = 0; l < W; l++) a[l] = shl_((T)a[l], (T)b[l]); return a; } \\
   INLINE T##v shr_(T##v a, T##v b) { for (int l = 0; l < W; l++) a[l] = shr_((T)a[l], (T)b[l]); return a; }
 SHIFTS(i64, 64, 1) SHIFTS(i32, 32, 1) SHIFTS(i16, 16, 1) SHIFTS(i8, 8, 1) SHIFTS(u8, 8, 0)
@@ -453,10 +473,12 @@ def _libm(name: str, kinds: tuple[str, ...]) -> str:
         symbol = name + ("f" if kind == "f32" else "")
         if two:
             text += f"INLINE {kind} {name}_({kind} a, {kind} b) {{ return {symbol}(a, b); }}\n"
-            text += f"INLINE {kind}v {name}_({kind}v a, {kind}v b) {{ for (int l = 0; l < W; l++) a[l] = {symbol}(a[l], b[l]); return a; }}\n"
+            each = f"for (int l = 0; l < W; l++) a[l] = {symbol}(a[l], b[l]);"
+            text += f"INLINE {kind}v {name}_({kind}v a, {kind}v b) {{ {each} return a; }}\n"
         else:
             text += f"INLINE {kind} {name}_({kind} x) {{ return {symbol}(x); }}\n"
-            text += f"INLINE {kind}v {name}_({kind}v x) {{ for (int l = 0; l < W; l++) x[l] = {symbol}(x[l]); return x; }}\n"
+            each = f"for (int l = 0; l < W; l++) x[l] = {symbol}(x[l]);"
+            text += f"INLINE {kind}v {name}_({kind}v x) {{ {each} return x; }}\n"
     return text
 
 
