@@ -72,7 +72,7 @@ def is_here(capability: str) -> bool:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--accept", action="store_true", help="write golden files instead of comparing with them")
+    parser.addoption("--accept", action="store_true", help="write golden files, compare with none")
     parser.addoption("--must-have", action="append", default=[], choices=CAPABILITIES, help="fail without it")
 
 

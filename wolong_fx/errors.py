@@ -70,7 +70,7 @@ class RaceFound(WolongError):
 
 
 class ProgramFault(WolongError):
-    """The reference machine met a step that no kernel may make: a defect of the program, not of its inputs."""
+    """The reference machine met a step that no kernel may make: the program is at fault, not its inputs."""
 
     template = "program {program!r} {fault} at {where}."
 
@@ -198,7 +198,9 @@ class CheckpointMismatch(WolongError):
 class CannotWrite(WolongError):
     """A full disk, a read-only directory or a size limit met while a run's files are written."""
 
-    template = "cannot write {path!r}: {because}; earlier files of the run are kept, resume when there is room."
+    template = (
+        "cannot write {path!r}: {because}; earlier files of the run are kept, resume when there is room."
+    )
 
 
 class RunDirectoryBusy(WolongError):
@@ -210,4 +212,7 @@ class RunDirectoryBusy(WolongError):
 class LossNotFinite(WolongError):
     """A training run that diverged."""
 
-    template = "the loss is {loss!r} at step {step}; lower optim.lr or trainer.clip. {path!r} is the last checkpoint."
+    template = (
+        "the loss is {loss!r} at step {step}; lower optim.lr or trainer.clip. "
+        "{path!r} is the last checkpoint."
+    )

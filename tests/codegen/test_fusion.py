@@ -55,7 +55,8 @@ def test_a_value_used_twice_is_computed_once():
 
 
 def test_an_epilogue_joins_its_matmul():
-    program = check(lambda x, w, b: torch.relu(x @ w + b), torch.randn(4, 8), torch.randn(8, 6), torch.randn(6))
+    x, w, b = torch.randn(4, 8), torch.randn(8, 6), torch.randn(6)
+    program = check(lambda x, w, b: torch.relu(x @ w + b), x, w, b)
     assert len(list(program.ops())) == 1
 
 
@@ -146,7 +147,8 @@ def test_levels_respect_dependences():
     assert all(level[p] < level[i] for i, ps in enumerate(before) for p in ps)
 
 
-POINTWISE = [torch.tanh, torch.sigmoid, torch.neg, torch.abs, lambda x: x * 0.5, lambda x: x.transpose(0, 1).clone()]
+HALVE, TURN = (lambda x: x * 0.5), (lambda x: x.transpose(0, 1).clone())
+POINTWISE = [torch.tanh, torch.sigmoid, torch.neg, torch.abs, HALVE, TURN]
 JOINS = [torch.add, torch.mul, torch.maximum, lambda a, b: a @ b * 0.1]
 WHOLE = [lambda x: x - x.mean(1, keepdim=True), lambda x: torch.softmax(x, 0), lambda x: x.flip(0)]
 
@@ -156,7 +158,7 @@ WHOLE = [lambda x: x - x.mean(1, keepdim=True), lambda x: torch.softmax(x, 0), l
 def test_random_graphs_give_eagers_results(data):
     size = data.draw(st.sampled_from([1, 3, 6]))
     plan = [
-        (data.draw(st.integers(0, 2)), data.draw(st.integers(0, 50)), data.draw(st.integers(0, 50)), data.draw(st.integers(0, 9)))
+        tuple(data.draw(st.integers(0, most)) for most in (2, 50, 50, 9))
         for _ in range(data.draw(st.integers(1, 12)))
     ]
     outputs = data.draw(st.integers(1, 3))

@@ -25,7 +25,8 @@ def chain(depth):
 
 
 def test_buffers_alive_together_never_overlap():
-    program = plan_of(lambda x, w: (torch.softmax(x @ w, 1) + x.exp()) @ w, torch.randn(8, 8), torch.randn(8, 8))
+    x, w = torch.randn(8, 8), torch.randn(8, 8)
+    program = plan_of(lambda x, w: (torch.softmax(x @ w, 1) + x.exp()) @ w, x, w)
     ranges, offsets = live_ranges(program), program.arena.offsets
     buffers = list(ranges)
     for i, a in enumerate(buffers):

@@ -1,1 +1,1 @@
-"""Collectives from the memory that tensors are born in. Nothing here yet; it never imports a compiler room."""
+"""Collectives from the memory that tensors are born in. Nothing yet; it imports no compiler room."""

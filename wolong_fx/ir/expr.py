@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Union
 
 from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.types import Buffer, DType
@@ -40,7 +39,7 @@ class Gather:
     check: str
 
 
-Coordinate = Union[Index, Gather]
+Coordinate = Index | Gather
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +105,8 @@ class Load(Expr):
 
 @dataclass(frozen=True, eq=False)
 class Const(Expr):
+    """A number."""
+
     value: float | int | bool
     kind: DType
 
@@ -265,7 +266,7 @@ def map_access(access: Access, new: Callable[[Expr], Expr], index: Callable[[Ind
     )
     return (
         access
-        if all(a is b or a == b for a, b in zip(mapped, access.index))
+        if all(a is b or a == b for a, b in zip(mapped, access.index, strict=True))
         else Access(access.buffer, mapped)
     )
 
@@ -277,7 +278,7 @@ def _copy(
     change_access: Callable[[Access], Access],
 ) -> Expr:
     args = [new[id(a)] for a in node.args]
-    same = all(a is b for a, b in zip(args, node.args))
+    same = all(a is b for a, b in zip(args, node.args, strict=True))
     match node:
         case Load(access, fill):
             mapped = change_access(map_access(access, lambda e: new[id(e)], index))

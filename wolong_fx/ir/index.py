@@ -46,7 +46,7 @@ class Remainder:
         return f"({self.of})%{self.by}"
 
 
-Atom = Union[Var, Quotient, Remainder]
+Atom = Var | Quotient | Remainder
 IndexLike = Union["Index", Var, int]
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, prod
-from typing import Union
 
 from wolong_fx.ir.expr import Access, Expr, Load, walk
 from wolong_fx.ir.index import Var
@@ -123,7 +122,7 @@ class Loop:
     body: tuple[Item, ...]
 
 
-Item = Union[Stage, Loop]
+Item = Stage | Loop
 
 
 @dataclass(frozen=True)

@@ -112,10 +112,12 @@ extern "C" void wolong_repeat(void** args, int threads, long times) {
 
 
 def spec(*shape: int, dtype: torch.dtype = torch.float32) -> TensorSpec:
+    """A contiguous tensor of this shape."""
     return TensorSpec.of(torch.empty(shape, dtype=dtype))
 
 
 def add_then_reverse(n: int = 1000, threads: int = 2) -> KernelImage:
+    """Two stages with a barrier between them: the sum of two vectors, then its reverse."""
     source = PRELUDE + f"static const long N = {n};" + ADD_THEN_REVERSE
     vector = spec(n)
     return KernelImage(
@@ -124,6 +126,7 @@ def add_then_reverse(n: int = 1000, threads: int = 2) -> KernelImage:
 
 
 def table_lookup(n: int, table: torch.Tensor) -> KernelImage:
+    """Elements of a constant table at `n` given indices, which are checked."""
     sizes = f"static const long N = {n}, ROWS = {table.numel()};"
     return KernelImage(
         source=PRELUDE + sizes + TABLE_LOOKUP,
@@ -138,6 +141,7 @@ def table_lookup(n: int, table: torch.Tensor) -> KernelImage:
 
 
 def report_team(threads: int = 2) -> KernelImage:
+    """Tells how many threads it was given, and how many came."""
     return KernelImage(
         PRELUDE + REPORT_TEAM, (), 4096, b"", (), (spec(2, dtype=torch.int64),), threads, name="report_team"
     )

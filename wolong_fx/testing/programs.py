@@ -55,6 +55,7 @@ def add(*terms: Expr) -> Expr:
 
 
 def mul(a: Expr, b: Expr) -> Expr:
+    """a*b."""
     return Binary("mul", a, b)
 
 
@@ -64,6 +65,7 @@ def dot(k: Var, a: Expr, b: Expr) -> Expr:
 
 
 def f32(value: float) -> Const:
+    """A float32 constant."""
     return Const(value, DType.F32)
 
 
@@ -124,7 +126,7 @@ def plan_apart(program: Program) -> ArenaPlan:
 
 
 def inputs_of(program: Program, seed: int = 0) -> list[Tensor]:
-    """Random inputs: floats around 0; integers in [0, 4), so that they can serve as indices of small buffers."""
+    """Random inputs: floats around 0; integers in [0, 4), so that they can index small buffers."""
     generator = torch.Generator().manual_seed(seed)
     found: list[Tensor] = []
     for buffer in program.buffers:

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves  # the public alias is younger than torch 2.11
 
+from wolong_fx import _torch_compat
 from wolong_fx.capture.decompositions import decomposition_table
 
 
 def trace_core(function: Callable[..., Any], *inputs: torch.Tensor) -> GraphModule:
-    """The functional graph of `function(*inputs)`: a placeholder an input, a flat tuple of tensors as output."""
+    """The functional graph of `function(*inputs)`: a placeholder an input, a flat tuple as output."""
 
     def flat(*args: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(tree_leaves(function(*args)))
+        return tuple(_torch_compat.tree_leaves(function(*args)))
 
     gm = make_fx(flat, decomposition_table=dict(decomposition_table()), tracing_mode="fake")(*inputs)
     gm.graph.eliminate_dead_code()
