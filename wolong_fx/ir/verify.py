@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from wolong_fx.errors import InvalidProgram
+from wolong_fx.ir.coverage import Coverage
 from wolong_fx.ir.expr import (
     ARITHMETIC,
     COMPARISON,
     REDUCTION,
     UNARY,
+    Access,
     Binary,
     Cast,
     Const,
@@ -31,10 +33,11 @@ from wolong_fx.ir.expr import (
     Reduce,
     Unary,
     Where,
+    walk,
 )
 from wolong_fx.ir.footprint import Ranges, Touch, boxes_are_apart, residues_are_apart, touches_of
 from wolong_fx.ir.index import Index, Var, contiguous_strides
-from wolong_fx.ir.program import Item, Loop, OpInst, Program, Store
+from wolong_fx.ir.program import Item, Loop, OpInst, Program
 from wolong_fx.ir.text import print_op
 from wolong_fx.ir.types import Buffer, BufferKind, DType
 
@@ -166,14 +169,12 @@ def _elements_are_apart(buffer: Buffer) -> bool:
 
 
 def _outputs_are_written(facts: _Facts) -> Iterator[str]:
-    points: Counter[Buffer] = Counter()
-    for known in facts.ops:
-        for store in known.op.stores:
-            points[store.access.buffer] += known.op.points * prod(v.extent for v in known.loops)
+    written = Coverage()
+    for touch in (t for known in facts.ops for t in known.touches if t.writes):
+        written.add(touch)
     for buffer in facts.program.buffers:
-        distinct = prod(n for n, s in zip(buffer.shape, buffer.strides, strict=True) if s or not n)
-        if buffer.kind is BufferKind.OUTPUT and points[buffer] < distinct:
-            yield f"output {buffer.name!r}: {points[buffer]} stores to {distinct} elements"
+        if buffer.kind is BufferKind.OUTPUT and written.missing(buffer):
+            yield f"output {buffer.name!r}: {written.missing(buffer)} elements that nobody stores"
 
 
 # ---- rules on one operator
@@ -351,30 +352,27 @@ def _own_loads_are_of_the_stored_element(known: _OpFacts) -> Iterator[str]:
 
 def _stores_are_injective(known: _OpFacts) -> Iterator[str]:
     """Two parallel points never store to one element: every dimension counts, and elements suffice."""
-    for store in known.op.stores if known.op.points else ():
-        parallel = [d.var for d in known.op.dims if not d.sequential and d.extent > 1]
-        lost = set(parallel) - _store_variables(store)
+    standing = dict.fromkeys((*known.loops, *(d.var for d in known.op.dims if d.sequential)), (0, 0))
+    for touch in (t for t in known.touches if t.writes):
+        parallel = {d.var for d in known.op.dims if not d.sequential and d.extent > 1}
+        lost = parallel - touch.variables - _gathered_variables(touch.access)
         if lost:
-            yield f"store to {store.access.buffer.name!r} from all {sorted(lost)[0]} alike"
-        elif not store.access.gathers and _reach(store) < prod(v.extent for v in parallel):
-            points = prod(v.extent for v in parallel)
-            yield f"store of {points} points to {_reach(store)} elements of {store.access.buffer.name!r}"
+            yield f"{touch} from all {min(lost)} alike"
+        points = prod(v.extent for v in parallel - _gathered_variables(touch.access))
+        if _affine_reach(touch, standing) < points:
+            yield f"{touch} of {points} points to {_affine_reach(touch, standing)} elements"
 
 
-def _reach(store: Store) -> int:
-    """How many elements a store can reach at most, whatever sequential dimensions and loops do."""
-    pairs = zip(store.access.index, store.access.buffer.strides, strict=True)
-    ends = [i.bounds() for i, stride in pairs if stride and isinstance(i, Index)]
-    return prod(high - low + 1 for low, high in ends)
+def _affine_reach(store: Touch, standing: Ranges) -> int:
+    """How many elements a store reaches at most while its gathers and the `standing` variables stand still."""
+    ends = [store.interval(d, standing) for d, i in enumerate(store.access.index) if isinstance(i, Index)]
+    return prod(int(high) - int(low) + 1 for low, high in ends)
 
 
-def _store_variables(store: Store) -> set[Var]:
-    """Variables that a store's coordinates depend on, those of gathered positions included."""
-    found = {v for i in store.access.affine for v in i.variables()}
-    pending = [g.value for g in store.access.gathers]
-    while pending:
-        node = pending.pop()
-        pending += node.args
+def _gathered_variables(access: Access) -> set[Var]:
+    """Variables that the gathered positions of an access depend on."""
+    found: set[Var] = set()
+    for node in walk([g.value for g in access.gathers]):
         if isinstance(node, Load):
             found |= {v for i in node.access.affine for v in i.variables()}
         elif isinstance(node, IndexValue):
@@ -441,17 +439,28 @@ def _are_apart(a: _OpFacts, x: Touch, b: _OpFacts, y: Touch) -> bool:
 
 
 def _reads_follow_writes(facts: _Facts) -> Iterator[str]:
-    """Nothing is read of a temporary or output before an earlier stage (or the scan itself) wrote to it."""
-    written: set[Buffer] = set()
+    """No element of a temporary or output is read before an earlier stage (or the scan itself) may have
+    written it.
+    """
+    written = Coverage()
     for stage in facts.stages:
         for known in stage:
-            own = known.op.writes() if any(d.sequential for d in known.op.dims) else ()
-            for buffer in known.op.reads():
-                is_ours = buffer.kind in (BufferKind.TEMPORARY, BufferKind.OUTPUT)
-                is_scan = buffer in own and not any(s.accumulate for s in known.op.stores)
-                if is_ours and buffer.elements and buffer not in written and not is_scan:
-                    yield known.says(f"a read of {buffer.name!r} before anything was written to it")
-        written.update(b for known in stage for b in known.op.writes())
+            for touch in known.touches:
+                if _relies_on_writes(known, touch) and not written.has(touch, known.loops):
+                    yield known.says(f"{touch} before it was written")
+        for touch in (t for known in stage for t in known.touches if t.writes):
+            written.add(touch)
+
+
+def _relies_on_writes(known: _OpFacts, touch: Touch) -> bool:
+    """Whether a touch reads what the program itself must have written in an earlier stage."""
+    if touch.buffer.kind not in (BufferKind.TEMPORARY, BufferKind.OUTPUT) or not touch.buffer.elements:
+        return False
+    own = [s for s in known.op.stores if s.access.buffer is touch.buffer]
+    if touch.writes:
+        return any(s.access is touch.access and s.accumulate for s in own)
+    is_scan = any(d.sequential for d in known.op.dims) and any(not s.accumulate for s in own)
+    return not is_scan
 
 
 # ---- rules on the arena
