@@ -32,7 +32,7 @@ def _owners_by_last_reader(graph: Graph) -> dict[Node, list[Node]]:
     position = {node: i for i, node in enumerate(graph.nodes)}
     last: dict[Node, Node] = {}
     for node in reversed(graph.nodes):
-        readers: list[Node] = [last.get(user, user) if user.target in VIEWS else user for user in node.users]
+        readers = [last[user] if user.target in VIEWS and user in last else user for user in node.users]
         if readers and node.op == "call_function":
             last[node] = max(readers, key=position.__getitem__)
     found: dict[Node, list[Node]] = defaultdict(list)
