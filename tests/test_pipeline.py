@@ -170,6 +170,13 @@ def test_an_unknown_name_to_disable_is_the_users_to_mend():
         compile_(trace_graph(network, x), [x], disable=("cut-partition",))
 
 
+def test_torch_compile_hands_on_an_unknown_name_to_disable():
+    """A wrong setting must not end as one more graph that runs eagerly."""
+    compiled = torch.compile(lambda v: v.sin().cos(), backend="wolong", options={"disable": "simplfy"})
+    with pytest.raises(Exception, match="unknown pass 'simplfy' in disable; did you mean 'simplify'"):
+        compiled(x)
+
+
 @pytest.mark.parametrize("name", pipeline.step_names())
 def test_any_one_step_can_be_disabled(fake_codegen, name):
     compiled, ledger = compile_(trace_graph(network, x), [x], disable=(name,))

@@ -55,6 +55,11 @@ def step_names() -> tuple[str, ...]:
     return (*(a_pass.name for a_pass in pass_table(Options())), *(name for name, _ in codegen.STEPS))
 
 
+def check_options(options: Options) -> None:
+    """Raises UnknownPass, naming the nearest, when options.disable holds a name that no step has."""
+    check_names(options.disable, step_names(), where="disable")
+
+
 def compile_graph(
     gm: GraphModule, example_inputs: Sequence[object], options: Options, *, role: str, ledger: Ledger
 ) -> BoxedCallable:
@@ -64,7 +69,7 @@ def compile_graph(
     role: "inference", "forward" or "backward", for the log and the ledger
     Raises UnknownPass for a name in options.disable that nothing has. Never raises for the graph's sake.
     """
-    check_names(options.disable, step_names(), where="disable")
+    check_options(options)
     try:
         because = find_graph_problem(gm, example_inputs)
         return run_eagerly(gm, role, because, ledger) if because else _compile(gm, options, role, ledger)
