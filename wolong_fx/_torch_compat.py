@@ -88,6 +88,33 @@ def settings_for_aot() -> Iterator[None]:
         yield
 
 
+_TENSOR_GUARDS = "skip_tensor_guards_with_matching_dict_tags"
+
+
+def guard_every_tensor() -> None:
+    """Have the compilation that is under way guard what a parameter is, not only which it is. 2.11, 2.13.
+
+    By default Dynamo takes the tensors of a module for unchanged while its dictionaries are: on 2.11 it then
+    misses `requires_grad_()`. The switch is read when guards are made, right after the backend returns; it is
+    put back when the compilation ends.
+    """
+    from torch._dynamo import config
+    from torch._dynamo.callback import callback_handler
+
+    if not getattr(config, _TENSOR_GUARDS, False):
+        return
+    # Left registered: a callback that removed itself would make Dynamo skip the next. `reset()` removes it.
+    if _restore_tensor_guards not in callback_handler.end_callbacks:
+        callback_handler.register_end_callback(_restore_tensor_guards)
+    setattr(config, _TENSOR_GUARDS, False)
+
+
+def _restore_tensor_guards(*_: Any) -> None:
+    from torch._dynamo import config
+
+    setattr(config, _TENSOR_GUARDS, True)
+
+
 @contextlib.contextmanager
 def without_mkldnn() -> Iterator[None]:
     """oneDNN off, and only that: `torch.backends.mkldnn.flags` also sets TF32, and warns of it. 2.13."""

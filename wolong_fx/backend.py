@@ -59,6 +59,7 @@ def compile_dynamo_graph(
     """A callable with the inputs and outputs of `gm`, which runs eagerly where we cannot do better."""
     if not is_enabled():
         return gm.forward
+    _torch_compat.guard_every_tensor()
     pipeline.check_options(options)
     if because := why_rnn_stays_whole(gm):
         record.capture.note("capture", "graph", "fell-back", because)

@@ -293,6 +293,16 @@ def test_a_graph_that_cannot_be_traced_runs_eagerly_and_says_so(monkeypatch, cap
 
 
 def test_tracing_leaves_global_settings_as_they_were():
-    was = torch.backends.mkldnn.enabled, torch.backends.cuda.flash_sdp_enabled()
-    wolong_fx.optimize(nn.Linear(3, 2))(sequence())
-    assert (torch.backends.mkldnn.enabled, torch.backends.cuda.flash_sdp_enabled()) == was
+    def settings():
+        dynamo = torch._dynamo.config
+        guards = dynamo.skip_tensor_guards_with_matching_dict_tags
+        return (
+            torch.backends.mkldnn.enabled,
+            torch.backends.cuda.flash_sdp_enabled(),
+            guards,
+            dynamo.allow_rnn,
+        )
+
+    was = settings()
+    wolong_fx.optimize(nn.GRU(3, 2))(sequence())
+    assert settings() == was
