@@ -8,8 +8,7 @@ import pytest
 
 from wolong_fx import Stats
 from wolong_fx.train import demo
-from wolong_fx.train.demo import Spread, largest_difference, measure_interleaved, run_demo
-from wolong_fx.train.machine import processor_name
+from wolong_fx.train.demo import largest_difference, run_demo
 from wolong_fx.train.screen import bar_lines, ratio_words, work_words
 
 from .conftest import TINY
@@ -73,21 +72,3 @@ def test_bars_are_in_proportion():
     one, two = bar_lines({"a": (1.0, "x"), "long": (4.0, "y")})
     assert (one.count("█"), two.count("█")) == (10, 40)
     assert one.index("█") == two.index("█")
-
-
-def test_contenders_are_measured_in_turn():
-    turns = []
-    times = measure_interleaved({name: lambda name=name: turns.append(name) for name in "ab"}, rounds=3)
-    assert turns == [*"ab"] * 4  # once to warm up
-    assert all(s.low <= s.median <= s.high for s in times.values())
-
-
-def test_the_spread_is_made_of_quartiles():
-    assert Spread.of([5.0, 1.0, 3.0, 2.0, 4.0]) == Spread(2.0, 3.0, 4.0)
-
-
-def test_the_processor_is_named(tmp_path):
-    info = tmp_path / "cpuinfo"
-    info.write_text("vendor_id : X\nmodel name\t: Some CPU: 3 GHz\nmodel name\t: other\n")
-    assert processor_name(info) == "Some CPU: 3 GHz"
-    assert processor_name(tmp_path / "missing")

@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import quantiles
 from time import perf_counter
 
 import torch
@@ -21,55 +20,30 @@ from hydra import compose, initialize_config_module
 from torch import Tensor, nn
 
 import wolong_fx
+from wolong_fx.report.measure import Contest, measure_interleaved, processor_name
 from wolong_fx.testing.models import GateLSTM, same_as_nn_lstm
 from wolong_fx.train.config import leave_compile_open, read_config
 from wolong_fx.train.loop import Outcome, train
-from wolong_fx.train.machine import processor_name
 from wolong_fx.train.plot import plot_bars, plot_losses
 from wolong_fx.train.screen import bar_lines, ratio_words, work_words
 
+SAMPLE_MS = 10.0  # a fast call is repeated until a sample takes this long
 TOLERANCE = 1e-3  # relative; sums in another order drift apart a little more with each step
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Quartiles of a measurement."""
-
-    low: float
-    median: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least two values."""
-        return cls(*quantiles(values, n=4, method="inclusive"))
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """LSTM-80: milliseconds a call by contender, and what optimize() made of it.
+    """LSTM-80: what each call took, and what optimize() made of it.
 
     seconds: of the optimised model's first call, which compiles
     error, eager_error: largest difference from float64
     """
 
-    times: dict[str, Spread]
+    contest: Contest
     stats: wolong_fx.Stats
     seconds: float
     error: float
     eager_error: float
-
-
-def measure_interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Spread]:
-    """Milliseconds of each call, taken in turn so that a busy moment of the machine meets all of them."""
-    for call in calls.values():
-        call()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for name in [*calls] * rounds:
-        start = perf_counter()
-        calls[name]()
-        taken[name].append(1e3 * (perf_counter() - start))
-    return {name: Spread.of(values) for name, values in taken.items()}
 
 
 @torch.no_grad()
@@ -90,9 +64,10 @@ def compare_lstm(*, steps: int = 80, hidden: int = 256, rounds: int = 60) -> Com
     truth_TBH = exact(x_TBI.double())[0]
 
     contenders: dict[str, nn.Module] = {"eager": eager, "nn.LSTM": twin, "optimize()": optimized}
-    times = measure_interleaved({name: partial(m, x_TBI) for name, m in contenders.items()}, rounds)
+    calls = {name: partial(model, x_TBI) for name, model in contenders.items()}
+    contest = measure_interleaved(calls, rounds, sample_ms=SAMPLE_MS)
     error, eager_error = ((o - truth_TBH).abs().max().item() for o in (out_TBH, eager(x_TBI)[0]))
-    return Comparison(times, wolong_fx.stats(optimized), seconds, error, eager_error)
+    return Comparison(contest, wolong_fx.stats(optimized), seconds, error, eager_error)
 
 
 def train_both(directory: Path, overrides: Sequence[str]) -> dict[str, Outcome]:
@@ -117,15 +92,16 @@ def largest_difference(one: Sequence[float], two: Sequence[float]) -> float:
 
 def lstm_lines(result: Comparison, *, steps: int, hidden: int) -> list[str]:
     """The first half of the screen."""
-    eager, mature, own = (result.times[name].median for name in ("eager", "nn.LSTM", "optimize()"))
+    spreads = {name: result.contest.spread(name) for name in result.contest.samples}
     rows = {
         name: (s.median, f"{s.median:7.3f} ms, quartiles {s.low:.3f} to {s.high:.3f}")
-        for name, s in result.times.items()
+        for name, s in spreads.items()
     }
+    over_eager, over_nn = (result.contest.ratio(name, "optimize()").median for name in ("eager", "nn.LSTM"))
     return [
         f"LSTM, {steps} steps, {8 * steps} matmuls, batch 1, hidden {hidden}, float32; one call",
         *bar_lines(rows),
-        f"  optimize() is {ratio_words(eager / own)} eager, {ratio_words(mature / own)} nn.LSTM",
+        f"  optimize() is {ratio_words(over_eager)} eager, {ratio_words(over_nn)} nn.LSTM",
         f"  {work_words(result.stats)}; first call {result.seconds:.1f} s",
         f"  largest error against float64: {result.error:.1e}, eager {result.eager_error:.1e}",
     ]
@@ -180,7 +156,8 @@ def run_demo(
 
 
 def _plot(directory: Path, result: Comparison, outcomes: Mapping[str, Outcome]) -> list[str]:
-    rows = {name: (s.low, s.median, s.high) for name, s in result.times.items()}
+    spreads = {name: result.contest.spread(name) for name in result.contest.samples}
+    rows = {name: (s.low, s.median, s.high) for name, s in spreads.items()}
     curves = {name: outcome.records for name, outcome in outcomes.items()}
     written = [
         plot_bars(directory / "lstm80.png", rows, title="LSTM, batch 1: one call", unit="ms"),
