@@ -202,17 +202,14 @@ def _atom(atom: Atom | Index) -> Index:
 
 
 def _quotient(of: Index, by: int) -> Atom | Index:
-    """`of // by` with nested quotients merged: (x // a) // b == x // (a * b)."""
+    """`of // by`, nesting undone: (x // a) // b == x // (a * b), and (x % (a * b)) // a == (x // a) % b."""
     if by == 1:
         return of
-    if (
-        of.constant == 0
-        and len(of.terms) == 1
-        and isinstance(of.terms[0][0], Quotient)
-        and of.terms[0][1] == 1
-    ):
-        inner = of.terms[0][0]
+    inner = _only_atom(of)
+    if isinstance(inner, Quotient):
         return inner.of // (inner.by * by)
+    if isinstance(inner, Remainder) and inner.by % by == 0:
+        return (inner.of // by) % (inner.by // by)
     return Quotient(of, by)
 
 
@@ -220,16 +217,15 @@ def _remainder(of: Index, by: int) -> Atom | Index:
     """`of % by` with nested remainders merged: (x % a) % b == x % b when b divides a."""
     if by == 1:
         return Index()
-    if (
-        of.constant == 0
-        and len(of.terms) == 1
-        and isinstance(of.terms[0][0], Remainder)
-        and of.terms[0][1] == 1
-    ):
-        inner = of.terms[0][0]
-        if inner.by % by == 0:
-            return inner.of % by
+    inner = _only_atom(of)
+    if isinstance(inner, Remainder) and inner.by % by == 0:
+        return inner.of % by
     return Remainder(of, by)
+
+
+def _only_atom(of: Index) -> Atom | None:
+    """The atom of an index that is nothing else."""
+    return of.terms[0][0] if of.constant == 0 and len(of.terms) == 1 and of.terms[0][1] == 1 else None
 
 
 def _atom_bounds(atom: Atom) -> tuple[int, int]:
