@@ -56,9 +56,9 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
         {"model": "Net", "because": "it branches on its input"},
         "torch.fx cannot capture 'Net': it branches on its input. optimize() goes through Dynamo and can.",
     ),
-    "NeverCompiled": (
+    "RunsEagerly": (
         {"name": "model 'Net'", "because": "a reason"},
-        "model 'Net' runs eagerly: nothing of it was compiled (a reason). "
+        "model 'Net' runs eagerly, nothing of it is compiled: a reason. "
         "TORCH_LOGS=graph_breaks shows where torch.compile gave up.",
     ),
     "NoCompiler": (

@@ -1,7 +1,7 @@
 """Every private torch import of Wolong FX, each with the versions it was tried on. No other file has any.
 
 All imports are inside functions: torch._dynamo alone costs a second, and only compiling a model needs it.
-"2.13" at the end of a docstring means tried on torch 2.13.0.
+"2.11, 2.13" in a docstring: tried on torch 2.11.0 with Python 3.12 and on torch 2.13.0 with Python 3.11.
 """
 
 from __future__ import annotations
@@ -35,35 +35,28 @@ class GraphBreak:
 
 
 def run_aot_autograd(gm: fx.GraphModule, inputs: Sequence[Any], **compilers: Any) -> Callable[..., Any]:
-    """AOTAutograd over a Dynamo graph: `torch._dynamo.backends.common.aot_autograd`. 2.13."""
+    """AOTAutograd over a Dynamo graph: `torch._dynamo.backends.common.aot_autograd`. 2.11, 2.13."""
     from torch._dynamo.backends.common import aot_autograd
 
     return aot_autograd(**compilers)(gm, inputs)
 
 
 def min_cut_partition(joint: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> tuple[Any, Any]:
-    """Forward and backward of a joint graph, saving as little between them as a minimum cut allows. 2.13."""
+    """Forward and backward of a joint graph, saving as little as a minimum cut allows. 2.11, 2.13."""
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
     return min_cut_rematerialization_partition(joint, inputs, **kwargs)
 
 
-def default_partition(joint: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> tuple[Any, Any]:
-    """Forward and backward of a joint graph, saving whatever the backward asks for. 2.13."""
-    from torch._functorch.partitioners import default_partition as partition
-
-    return partition(joint, inputs, **kwargs)
-
-
 def remove_common_subexpressions(graph: fx.Graph) -> fx.Graph:
-    """A copy of `graph` without repeated pure operators, by functorch's `fx_graph_cse`. 2.13."""
+    """A copy of `graph` without repeated pure operators, by functorch's `fx_graph_cse`. 2.11, 2.13."""
     from torch._functorch.compile_utils import fx_graph_cse
 
     return fx_graph_cse(graph)
 
 
 def get_decompositions(operators: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
-    """torch's own decompositions of these operators: `torch._decomp.get_decompositions`. 2.13."""
+    """torch's own decompositions of these operators: `torch._decomp.get_decompositions`. 2.11, 2.13."""
     from torch._decomp import get_decompositions as get
 
     return dict(get(operators))
@@ -78,7 +71,7 @@ def tree_leaves(tree: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def settings_for_aot() -> Iterator[None]:
-    """functorch settings under which a compiled backward keeps eager's promises. 2.13.
+    """functorch settings under which a compiled backward keeps eager's promises. 2.11, 2.13.
 
     Donated buffers would make `backward(retain_graph=True)` an error that eager does not raise.
     """
@@ -117,7 +110,7 @@ def _restore_tensor_guards(*_: Any) -> None:
 
 @contextlib.contextmanager
 def without_mkldnn() -> Iterator[None]:
-    """oneDNN off, and only that: `torch.backends.mkldnn.flags` also sets TF32, and warns of it. 2.13."""
+    """oneDNN off, and only that: `torch.backends.mkldnn.flags` also sets TF32, and warns. 2.11, 2.13."""
     was = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     try:
@@ -127,7 +120,7 @@ def without_mkldnn() -> Iterator[None]:
 
 
 def is_control_flow_of_dynamo(error: BaseException) -> bool:
-    """Exceptions with which a backend asks Dynamo to retrace; they are not failures. 2.13."""
+    """Exceptions with which a backend asks Dynamo to retrace; they are not failures. 2.11, 2.13."""
     from torch._dynamo import exc
 
     names = ("TensorifyScalarRestartAnalysis", "RestartAnalysis", "SkipFrame")
@@ -135,14 +128,14 @@ def is_control_flow_of_dynamo(error: BaseException) -> bool:
 
 
 def failures_of_dynamo() -> tuple[type[Exception], ...]:
-    """What torch.compile raises when tracing or a backend fails, in place of what the model raises. 2.13."""
+    """What torch.compile raises, in place of what the model raises, when tracing fails. 2.11, 2.13."""
     from torch._dynamo import exc
 
     return (exc.TorchDynamoException,)
 
 
 def innermost_backend(compiler: Any) -> Any:
-    """The backend function below the wrappers of torch.compile and Dynamo. 2.13.
+    """The backend function below the wrappers of torch.compile and Dynamo. 2.11, 2.13.
 
     Wrappers: `_torchdynamo_orig_backend` (Dynamo), `compiler_fn` (torch._TorchCompileWrapper).
     """
@@ -160,7 +153,7 @@ def trace_rnn_modules_for(is_ours: Callable[[Any], bool]) -> bool:
     By default it graph-breaks on them (pytorch#158007), so that a model around an RNN compiles nothing.
     `torch._dynamo.config.allow_rnn` is global and would change what other backends see: it is turned on only
     inside `VariableBuilder.wrap_module`, the one reader of it, and only for our graphs. False when this
-    torch has no such place; the models then run eagerly and the never-compiled warning says so. 2.13.
+    torch has no such place; the models then run eagerly and a warning says so. 2.11, 2.13.
     """
     from torch._dynamo import config
     from torch._dynamo.variables.builder import VariableBuilder
@@ -185,21 +178,21 @@ def trace_rnn_modules_for(is_ours: Callable[[Any], bool]) -> bool:
 
 
 def graph_breaks() -> list[GraphBreak]:
-    """Graph breaks of this process since Dynamo was last reset, oldest first. 2.13."""
+    """Graph breaks of this process since Dynamo was last reset, oldest first. 2.11, 2.13."""
     from torch._dynamo.utils import graph_break_reasons
 
     return [GraphBreak(_reason(str(r.reason)), _traced(r.user_stack)) for r in graph_break_reasons]
 
 
 def is_dynamo_disabled() -> bool:
-    """True when TORCHDYNAMO_DISABLE=1 or its config twin turns torch.compile off. 2.13."""
+    """True when TORCHDYNAMO_DISABLE=1 or its config twin turns torch.compile off. 2.11, 2.13."""
     from torch._dynamo import config
 
     return bool(getattr(config, "disable", False))
 
 
 def current_frame() -> int | None:
-    """Number of the Python frame that Dynamo is compiling now; None outside of a compilation. 2.13."""
+    """Number of the Python frame that Dynamo is compiling now; None outside of a compilation. 2.11, 2.13."""
     from torch._guards import CompileContext
 
     compile_id = CompileContext.current_compile_id()
@@ -207,21 +200,21 @@ def current_frame() -> int | None:
 
 
 def fake_mode() -> Any:
-    """A mode in which tensors have metadata and no data, with static shapes. 2.13."""
+    """A mode in which tensors have metadata and no data, with static shapes. 2.11, 2.13."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def lazy_graph_module(root: torch.nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A GraphModule that writes its Python code when first called: half the time of cutting a graph. 2.13."""
+    """A GraphModule that writes its code when first called: half the time of cutting. 2.11, 2.13."""
     from torch.fx._lazy_graph_module import _LazyGraphModule
 
     return _LazyGraphModule(root, graph)
 
 
 def outside_fake_mode() -> contextlib.AbstractContextManager[Any]:
-    """AOTAutograd calls its compilers in a fake mode, where every new tensor is a fake. 2.13."""
+    """AOTAutograd calls its compilers in a fake mode, where every new tensor is a fake. 2.11, 2.13."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     return unset_fake_temporarily()
@@ -230,7 +223,7 @@ def outside_fake_mode() -> contextlib.AbstractContextManager[Any]:
 def trace_to_aten(
     function: Callable[..., Any], inputs: Sequence[Any], table: Mapping[Any, Any]
 ) -> fx.GraphModule:
-    """`function` of these tensors as functional ATen with fake values and static shapes, by `make_fx`. 2.13.
+    """`function` of these tensors as functional ATen with fake values and static shapes. 2.11, 2.13.
 
     Operators that torch decomposes in Python need the Python dispatcher. Provenance comes from the meta of
     the nodes that an fx.Interpreter inside of `function` runs.
@@ -245,7 +238,7 @@ def trace_to_aten(
 
 
 def flatten(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
-    """The leaves of nested tuples, lists and dicts, and what puts others in their places. 2.13."""
+    """The leaves of nested tuples, lists and dicts, and what puts others in their places. 2.11, 2.13."""
     from torch.utils import _pytree
 
     leaves, spec = _pytree.tree_flatten(tree)

@@ -19,7 +19,7 @@ from torch import nn
 
 from wolong_fx import _torch_compat
 from wolong_fx.capture.record import Record, Stats, summarise
-from wolong_fx.errors import CannotOptimize, NeverCompiled
+from wolong_fx.errors import CannotOptimize, RunsEagerly
 from wolong_fx.options import Options, is_enabled
 
 logger = logging.getLogger("wolong_fx")
@@ -135,7 +135,7 @@ class Compilation:
         if self.record.has_graph_breaks:
             raise failure
         result = self._function(*args, **kwargs)
-        because = _torch_compat.first_line(str(failure))
+        because = f"torch.compile failed ({_torch_compat.first_line(str(failure))})"
         self.record.capture.note("dynamo", self.name, "fell-back", because)
         self._warn_once(because)
         self._install(self._function)
@@ -143,7 +143,7 @@ class Compilation:
 
     def _warn_once(self, because: str) -> None:
         if not self._is_warned:
-            logger.warning("%s", NeverCompiled(name=self.name, because=because))
+            logger.warning("%s", RunsEagerly(name=self.name, because=because))
         self._is_warned = True
 
     def _why_never_compiled(self) -> str:

@@ -99,11 +99,11 @@ class CannotCapture(WolongError):
     template = "torch.fx cannot capture {model!r}: {because}. optimize() goes through Dynamo and can."
 
 
-class NeverCompiled(WolongError):
-    """A model ran, and nothing of it was compiled. Logged once a model, never raised."""
+class RunsEagerly(WolongError):
+    """A model of which nothing is compiled. Logged once a model, never raised."""
 
     template = (
-        "{name} runs eagerly: nothing of it was compiled ({because}). "
+        "{name} runs eagerly, nothing of it is compiled: {because}. "
         "TORCH_LOGS=graph_breaks shows where torch.compile gave up."
     )
 
