@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from wolong_fx.codegen.cpp.machine import Machine
-from wolong_fx.codegen.cpp.vector_math import MATH, NEEDS
+from wolong_fx.codegen.cpp.vector_math import F16_BY_BITS, MATH, NEEDS
 
 SCALARS = """\
 typedef float f32;
@@ -140,6 +140,15 @@ INLINE @T@v load(const @T@* p, i64 n) { return __builtin_ia32_loadu@suffix@512_m
 INLINE void store(@T@* p, @T@v v, i64 n) { __builtin_ia32_storeu@suffix@512_mask(p, v, low_bits(n)); }"""
 
 
+F16_INSTRUCTIONS = {
+    ("avx512", 16): (
+        "__builtin_ia32_vcvtph2ps512_mask((i16v)v, f32v{}, -1, 4)",
+        "__builtin_ia32_vcvtps2ph512_mask(x, 0, i16v{}, -1)",
+    ),
+    ("avx2", 8): ("__builtin_ia32_vcvtph2ps256((i16v)v)", "__builtin_ia32_vcvtps2ph256(x, 0)"),
+}
+
+
 def emit_scalars() -> str:
     """Types and helpers that do not depend on the lane count."""
     return SCALARS
@@ -152,6 +161,7 @@ def emit_vectors(machine: Machine, lanes: int, used: Iterable[str]) -> str:
     text = "\n".join([f"enum {{ W = {lanes} }};", text, *(MATH[name] for name in _closure(used))])
     for kind, element_bytes in (("f32", 4), ("f64", 8)):
         text = text.replace(f"@sqrt_{kind}@", _square_root(machine, lanes * element_bytes, kind))
+    text = text.replace("@f16@", _half_conversions(machine, lanes))
     return text.replace("@sum_each@", _sum_each(lanes))
 
 
@@ -168,6 +178,16 @@ def _sum_each(lanes: int) -> str:
             lines.append(f"  v[{i}] = {folded};")
         half //= 2
     return "\n".join(lines)
+
+
+def _half_conversions(machine: Machine, lanes: int) -> str:
+    """Float16 from and to float32: one instruction each where a vector of float32 is one register."""
+    if (machine.name, lanes) not in F16_INSTRUCTIONS:
+        return F16_BY_BITS
+    widen, narrow = F16_INSTRUCTIONS[machine.name, lanes]
+    return f"""\
+INLINE f32v from_f16(u16v v) {{ return {widen}; }}
+INLINE u16v to_f16(f32v x) {{ return (u16v){narrow}; }}"""
 
 
 def _square_root(machine: Machine, vector_bytes: int, kind: str) -> str:

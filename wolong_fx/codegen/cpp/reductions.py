@@ -16,10 +16,18 @@ from dataclasses import dataclass, replace
 
 from wolong_fx.codegen.cpp.expressions import ExpressionText
 from wolong_fx.codegen.cpp.memory import Active, Context
-from wolong_fx.codegen.cpp.pointwise import Use, cast_text, const_text, lowest, rounded
+from wolong_fx.codegen.cpp.pointwise import (
+    Use,
+    as_vectors,
+    binary_text,
+    cast_text,
+    const_text,
+    lowest,
+    rounded,
+)
 from wolong_fx.codegen.cpp.scope import C_TYPES, Scopes, Value, c_type, index_text
 from wolong_fx.codegen.cpp.tiles import Planner, TilePlan
-from wolong_fx.ir.expr import Reduce
+from wolong_fx.ir.expr import Binary, Reduce
 from wolong_fx.ir.index import Index, Var, contiguous_strides, linear
 from wolong_fx.ir.types import DType
 
@@ -202,25 +210,32 @@ class ReductionText:
         self, accumulator: Accumulator, reduce: Reduce, ctx: Context, keep: Active | None = None
     ) -> None:
         """Take one more value in; where only some lanes are values, the others change nothing."""
-        value = self.expressions.values([reduce.body], ctx)[0]
-        if value.dtype.compute is not accumulator.dtype:
-            value = replace(
-                value, text=f"({cast_text(value, accumulator.dtype, self.use)})", dtype=accumulator.dtype
-            )
-        text = value.as_vector if accumulator.is_vector else value.text
+        text = self._taken(accumulator, reduce, ctx)
         if keep is not None:
             other = f"broadcast({const_text(_identity(reduce), accumulator.dtype)})"
             lanes = f"first_lanes({keep.text})"
-            is_bool = accumulator.dtype is DType.BOOL
-            text = (
-                f"(({lanes} & {text}) | (~{lanes} & {other}))"
-                if is_bool
-                else f"select({lanes}, {text}, {other})"
-            )
+            if accumulator.dtype is DType.BOOL:
+                text = f"(({lanes} & {text}) | (~{lanes} & {other}))"
+            else:
+                text = f"select({lanes}, {text}, {other})"
         if accumulator.is_position:
             ctx.scopes.add(self._advance(accumulator, reduce, text, ctx))
         else:
             ctx.scopes.add(f"{accumulator.name} = {self._combine(reduce, accumulator.name, text)};")
+
+    def _taken(self, accumulator: Accumulator, reduce: Reduce, ctx: Context) -> str:
+        """The value at this step; a product that is summed stands in the sum: one instruction for both."""
+        body = reduce.body
+        is_product = isinstance(body, Binary) and body.op == "mul" and body.dtype is accumulator.dtype
+        if reduce.op == "sum" and is_product and isinstance(body, Binary):
+            factors = as_vectors(self.expressions.values([body.a, body.b], ctx))
+            if body.dtype.is_float and factors[0].is_vector is accumulator.is_vector:
+                return binary_text("mul", factors[0], factors[1], self.use)
+        value = self.expressions.values([body], ctx)[0]
+        if value.dtype.compute is not accumulator.dtype:
+            text = f"({cast_text(value, accumulator.dtype, self.use)})"
+            value = replace(value, text=text, dtype=accumulator.dtype)
+        return value.as_vector if accumulator.is_vector else value.text
 
     def _combine(self, reduce: Reduce, a: str, b: str) -> str:
         if reduce.body.dtype is DType.BOOL:
@@ -250,6 +265,8 @@ class ReductionText:
             names = [parts[0].name + "_at"]
         needs = self._needs([reduce], ctx)
         text = rounded(names[0], reduce.dtype, self.use)
+        if text == parts[0].name:
+            return Value(text, reduce.dtype, parts[0].is_vector, needs)
         name = scopes.new_name("r")
         scopes.add(f"const {c_type(reduce.dtype, parts[0].is_vector)} {name} = {text};")
         return Value(name, reduce.dtype, parts[0].is_vector, needs)
@@ -262,7 +279,7 @@ class ReductionText:
         """One result for all lanes: several vectors of partial results, folded at the end."""
         scopes = next(iter(contexts.values())).scopes
         lanes, extents = self.plan.lanes, [v.extent for v in group[0].over]
-        count = max(1, min(PARTIAL_SUMS, extents[-1] // lanes))
+        count = 1 if _is_position(group) else max(1, min(PARTIAL_SUMS, extents[-1] // lanes))
         accumulators = {
             (id(r), cell, s): self._new(r, ctx, scopes, True)
             for s in range(count)
@@ -281,8 +298,8 @@ class ReductionText:
         found = {}
         for r in group:
             for cell, ctx in contexts.items():
-                joined = self._joined([accumulators[id(r), cell, s] for s in range(count)], ctx, scopes)
-                found[id(r), cell] = self._folded(r, joined, scopes)
+                parts = [accumulators[id(r), cell, s] for s in range(count)]
+                found[id(r), cell] = self._folded(parts, ctx, scopes)
         return found
 
     def _in_lanes(
@@ -309,11 +326,21 @@ class ReductionText:
                 with outer.loop("", []) as inner:
                     step(inner, [*at, lane + whole * lanes], 0, Active(str(rest)))
 
-    def _folded(self, reduce: Reduce, joined: Value, scopes: Scopes) -> Value:
-        name, kind = scopes.new_name("r"), reduce.dtype
-        folded = rounded(self._fold(reduce, joined.text), kind, self.use)
-        scopes.add(f"const {c_type(kind, False)} {name} = {folded};")
-        return Value(name, kind, False, joined.needs)
+    def _folded(self, parts: list[Accumulator], ctx: Context, scopes: Scopes) -> Value:
+        """The lanes of partial accumulators, combined to one value for all lanes."""
+        reduce = parts[0].reduce
+        if parts[0].is_position:
+            folded, needs = self._fold_position(parts[0]), self._needs([reduce], ctx)
+        else:
+            joined = self._joined(parts, ctx, scopes)
+            folded, needs = rounded(self._fold(reduce, joined.text), reduce.dtype, self.use), joined.needs
+        name = scopes.new_name("r")
+        scopes.add(f"const {c_type(reduce.dtype, False)} {name} = {folded};")
+        return Value(name, reduce.dtype, False, needs)
+
+    def _fold_position(self, accumulator: Accumulator) -> str:
+        self.use("positions")
+        return f"{accumulator.reduce.op}_lanes({accumulator.name}, {accumulator.name}_at)"
 
     def _fold(self, reduce: Reduce, vector: str) -> str:
         """All lanes of a vector combined."""
@@ -330,7 +357,8 @@ class ReductionText:
         parts = {}
         for cell in contexts:
             parts[cell] = scopes.new_name("part")
-            scopes.add(f"{c_type(reduce.body.dtype.compute, True)} {parts[cell]}[W] = {{}};")
+            kind = "i64" if _is_position([reduce]) else c_type(reduce.body.dtype.compute, True)
+            scopes.add(f"{kind} {parts[cell]}[W] = {{}};")
         for vector in sorted({cell[1] for cell in contexts}):
             some = {cell: ctx for cell, ctx in contexts.items() if cell[1] == vector}
             for first in range(0, self._used_lanes(), self.plan.columns):
@@ -368,7 +396,8 @@ class ReductionText:
         if 0 not in extents:
             self._inner_loops(scopes, extents, 1, step)
         for (cell, c), accumulator in accumulators.items():
-            scopes.add(f"{parts[cell]}[{c}] = {accumulator.name};")
+            part = self._fold_position(accumulator) if accumulator.is_position else accumulator.name
+            scopes.add(f"{parts[cell]}[{c}] = {part};")
 
     def _at_column(self, ctx: Context, column: int, scopes: Scopes) -> Context:
         """The context of one lane; of a lane past the end, that of the last one, whose memory may be read."""
@@ -388,7 +417,9 @@ class ReductionText:
     def _each(self, reduce: Reduce, part: str, ctx: Context, scopes: Scopes) -> Value:
         kind = reduce.dtype
         name = scopes.new_name("r")
-        if reduce.op == "sum" and C_TYPES[reduce.body.dtype] in ("f32", "f64"):
+        if _is_position([reduce]):
+            scopes.add(f"const i64v {name} = load({part});")
+        elif reduce.op == "sum" and C_TYPES[reduce.body.dtype] in ("f32", "f64"):
             self.use("transposed")
             text = rounded(f"sum_each({part})", kind, self.use)
             scopes.add(f"const {c_type(kind, True)} {name} = {text};")

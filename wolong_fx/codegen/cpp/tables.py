@@ -103,9 +103,8 @@ def emit_tables(tables: Tables, functions: Sequence[str]) -> str:
     """The static arrays."""
     runs = ", ".join(f"{{{r.function}, {r.bindings}, {r.first}, {r.last}}}" for r in tables.runs)
     return f"""\
-// A run: consecutive virtual blocks of one operator. Thread t of stage s has RUNS[STARTS[s * THREADS + t]]
-// up to the next
-// start; a run's pointers are pairs (argument, byte offset) in BINDINGS.
+// A run: consecutive virtual blocks of one operator. Those of thread t in stage s begin at
+// STARTS[s * THREADS + t]; a run's pointers are pairs (argument, byte offset) in BINDINGS.
 typedef void (*TileFunction)(char* const*, const i64*, const i64*, i64, i64);
 struct Run {{ i32 function, bindings; i64 first, last; }};
 static const TileFunction FUNCTIONS[] = {{{_wrapped(functions)}}};

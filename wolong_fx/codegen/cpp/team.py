@@ -31,9 +31,8 @@ struct WolongHost {
 };
 static const WolongHost* host;
 
-// Where one thread of a call stands. It runs the parts of the virtual threads [first, last): its own, or,
-// when the
-// team is smaller than the tables were cut for, several.
+// Where one thread of a call stands. It runs the parts of the threads [first, last) of the tables: its own,
+// or, when the team is smaller than the tables were cut for, several.
 struct Worker {
   char* const* args;
   i64 loop[LOOPS];

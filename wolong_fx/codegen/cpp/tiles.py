@@ -9,12 +9,16 @@ from math import ceil, prod
 
 from wolong_fx.codegen.cpp.analysis import Analysis, find_factors, loads_below
 from wolong_fx.codegen.cpp.machine import MACHINES, Machine
+from wolong_fx.codegen.cpp.signature import accesses
 from wolong_fx.ir.expr import Binary, Expr, Load, Reduce, Unary
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import OpInst
 
 GROUP = 4
 """Reductions that share one loop at most: more would not leave registers to any of them."""
+
+TRANSPOSED_ROWS = 64
+"""Points along a transposed dimension: four cache lines of float32."""
 
 BLOCK_CYCLES = 6000.0
 """Work of a virtual block, where there is enough: well above the cost of finding the next one (about 20)."""
@@ -132,7 +136,7 @@ class Planner:
         contiguous there.
         """
         analysis = self.analysis
-        if not reduce.over or reduce.op in ("argmax", "argmin"):
+        if not reduce.over:
             return False
         if analysis.lane is None or not analysis.depends(reduce, analysis.lane.var):
             return reduce.over[-1].extent >= 2
@@ -175,7 +179,12 @@ def choose_tile(op: OpInst, isa: str, threads: int) -> tuple[int, ...]:
     tile = [d.extent if d.sequential else 1 for d in op.dims]
     least = _least_tile(planner)
     target = min(BLOCK_CYCLES, max(300.0, op_cycles(planner) / (4 * threads)))
+    strided = _strided_dimension(planner)
+    if strided is not None:
+        tile[-1], tile[strided] = least[-1], min(TRANSPOSED_ROWS, op.dims[strided].extent)
     for i in _growth_order(planner):
+        if strided is not None and i in (len(op.dims) - 1, strided):
+            continue
         room = target / max(1e-9, _cycles(planner, tile, least))
         step, extent = least[i], op.dims[i].extent
         if i == len(op.dims) - 1 and _has_row_reductions(planner):
@@ -183,6 +192,21 @@ def choose_tile(op: OpInst, isa: str, threads: int) -> tuple[int, ...]:
         else:
             tile[i] = max(1, min(extent, step * max(1, int(room))))
     return tuple(tile)
+
+
+def _strided_dimension(planner: Planner) -> int | None:
+    """The dimension along which a load or store is contiguous that the lanes stride over: blocks take some
+    of its points under one vector of lanes, so that a cache line is used up while it is near.
+    """
+    analysis, dims = planner.analysis, planner.op.dims
+    if analysis.lane is None or analysis.reductions or analysis.sequential:
+        return None
+    for access in accesses(planner.op):
+        if analysis.lane_stride(access, planner.lanes) not in (0, 1):
+            for i, dim in enumerate(dims[:-1]):
+                if access.offset().coefficient(dim.var) == 1:
+                    return i
+    return None
 
 
 def _least_tile(planner: Planner) -> list[int]:

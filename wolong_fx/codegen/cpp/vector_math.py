@@ -415,8 +415,8 @@ INLINE f32v round_bf16(f32v x) { return from_bf16(to_bf16(x)); }
 INLINE f32 round_bf16(f32 x) { return from_bf16(to_bf16(x)); }
 """
 
-_F16 = """\
-// IEEE half precision by arithmetic on bits: the same on every machine, subnormal numbers too.
+F16_BY_BITS = """\
+// IEEE half precision by arithmetic on bits, subnormal numbers too.
 INLINE f32v from_f16(u16v v) {
   u32v h = __builtin_convertvector(v, u32v), sign = (h & 0x8000) << 16, rest = (h & 0x7fff) << 13;
   f32v normal = (f32v)(rest + (112u << 23)), tiny = (f32v)(rest + (113u << 23)) - 6.10351562e-5f;
@@ -432,6 +432,10 @@ INLINE u16v to_f16(f32v x) {
   r = a > 0x7f800000u ? i32v{} + 0x7e00 : r;
   return __builtin_convertvector((u32v)r | sign, u16v);
 }
+"""
+
+_F16 = """\
+@f16@
 INLINE f32 from_f16(u16 v) { return from_f16(broadcast(v))[0]; }
 INLINE u16 to_f16(f32 x) { return to_f16(broadcast(x))[0]; }
 INLINE f32v round_f16(f32v x) { return from_f16(to_f16(x)); }
