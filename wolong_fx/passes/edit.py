@@ -196,7 +196,9 @@ class Editor:
         name = next(self._constant_names)
         self.graph_module.register_buffer(name, value, persistent=False)
         node = fresh[name] = self.graph.get_attr(name)
-        node.meta["val"] = self._fake_mode.from_tensor(value) if self._fake_mode else value
+        # Static: Dynamo's own mode would take the sizes of a new tensor for unknown ones.
+        mode = self._fake_mode
+        node.meta["val"] = mode.from_tensor(value, static_shapes=True) if mode else value
         return node
 
     def _provenance(self, origin: Node) -> dict[str, Any]:

@@ -78,6 +78,13 @@ def written_arguments(target: Any) -> tuple[str, ...]:
 
 
 @cache
+def returns_something(target: Any) -> bool:
+    """False of operators that only act: assertions, prints."""
+    schema = getattr(target, "_schema", None)
+    return schema is None or bool(schema.returns)
+
+
+@cache
 def effect_of(target: Any) -> str:
     """ "" for a pure function of its operands; else why the order of such calls must be kept.
 

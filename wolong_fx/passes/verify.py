@@ -14,6 +14,7 @@ from wolong_fx.passes.values import (
     describe,
     effect_of,
     is_random,
+    returns_something,
     same_strides,
     same_value,
     tensors_in,
@@ -94,7 +95,8 @@ def _malformed(graph_module: GraphModule) -> Finding:
 
 def _without_value(case: Case) -> Finding:
     nodes = (n for n in case.graph_module.graph.nodes if n.op in ("placeholder", "call_function"))
-    return next((str(node.format_node()) for node in nodes if "val" not in node.meta), None)
+    nameless = (n for n in nodes if "val" not in n.meta and returns_something(n.target))
+    return next((str(node.format_node()) for node in nameless), None)
 
 
 def _other_placeholders(case: Case) -> Finding:
