@@ -98,7 +98,8 @@ class _ProgramText:
         """The vector types of one lane count, and the tile functions that use them."""
         texts = [_comment(e) + e.function.text + "\n" for e in functions if e.function.lanes == lanes]
         prelude = emit_vectors(self.machine, lanes, self.used[lanes])
-        return f"namespace lanes{lanes} {{\n{prelude}\n" + "\n".join(texts) + "}\n"
+        title = f"// ---- tile functions of {lanes} lanes\n"
+        return f"namespace lanes{lanes} {{\n{prelude}\n{title}\n" + "\n".join(texts) + "}\n"
 
     # The body
 

@@ -81,8 +81,8 @@ def cut_stage(entries: Sequence[Entry], threads: int) -> list[list[Run]]:
         unit = _unit(entry, entry.cycles / total * threads if total else 1)
         first = 0
         for thread in range(threads):
-            ends = (share * (thread + 1) - before) / entry.cycles if entry.cycles else 1.0
-            last = entry.blocks if thread == threads - 1 or ends >= 1 else max(0, _cut(entry, ends, unit))
+            ends = _part(share * (thread + 1) - before, entry.cycles)
+            last = entry.blocks if thread == threads - 1 else _cut(entry, ends, unit)
             if last > first:
                 found[thread].append(Run(entry.function, entry.bindings, first, last))
                 first = last
@@ -93,6 +93,13 @@ def cut_stage(entries: Sequence[Entry], threads: int) -> list[list[Run]]:
 def _unit(entry: Entry, threads: float) -> int:
     panels = entry.blocks // max(1, entry.panel)
     return entry.panel if panels >= 8 * threads or (threads > 1 and panels % round(threads) == 0) else 1
+
+
+def _part(cycles: float, whole: float) -> float:
+    """`cycles` as a part of `whole`, between 0 and 1."""
+    if cycles >= whole:
+        return 1.0
+    return cycles / whole if cycles > 0 else 0.0
 
 
 def _cut(entry: Entry, part: float, unit: int) -> int:
