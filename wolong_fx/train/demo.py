@@ -25,7 +25,7 @@ from wolong_fx.testing.models import GateLSTM, same_as_nn_lstm
 from wolong_fx.train.config import leave_compile_open, read_config
 from wolong_fx.train.loop import Outcome, train
 from wolong_fx.train.plot import plot_bars, plot_losses
-from wolong_fx.train.screen import bar_lines, ratio_words, work_words
+from wolong_fx.train.screen import bar_lines, ratio_words, show_status, work_words
 
 SAMPLE_MS = 10.0  # a fast call is repeated until a sample takes this long
 TOLERANCE = 1e-3  # relative; sums in another order drift apart a little more with each step
@@ -54,6 +54,7 @@ def compare_lstm(*, steps: int = 80, hidden: int = 256, rounds: int = 60) -> Com
     optimized, twin = GateLSTM(hidden, steps).eval(), same_as_nn_lstm(eager).eval()
     optimized.load_state_dict(eager.state_dict())
     wolong_fx.optimize(optimized)
+    show_status("compiling the LSTM ...")
     x_TBI = eager.example_input()
 
     start = perf_counter()
@@ -64,6 +65,7 @@ def compare_lstm(*, steps: int = 80, hidden: int = 256, rounds: int = 60) -> Com
     truth_TBH = exact(x_TBI.double())[0]
 
     contenders: dict[str, nn.Module] = {"eager": eager, "nn.LSTM": twin, "optimize()": optimized}
+    show_status("measuring ...")
     calls = {name: partial(model, x_TBI) for name, model in contenders.items()}
     contest = measure_interleaved(calls, rounds, sample_ms=SAMPLE_MS)
     error, eager_error = ((o - truth_TBH).abs().max().item() for o in (out_TBH, eager(x_TBI)[0]))
@@ -78,6 +80,7 @@ def train_both(directory: Path, overrides: Sequence[str]) -> dict[str, Outcome]:
         with initialize_config_module("wolong_fx.configs", version_base="1.3"):
             own = [f"compile={backend}", "resume=never", "trainer.progress=false", *overrides]
             config = read_config(compose("train", overrides=own))
+        show_status(f"training with compile={backend} ...")
         outcomes[backend] = train(config, directory / backend)
     return outcomes
 
@@ -144,8 +147,10 @@ def run_demo(
     threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     print(f"Wolong FX {wolong_fx.__version__} on {processor_name()}, {threads}\n")
     result = compare_lstm(steps=steps, hidden=hidden, rounds=rounds)
+    show_status("")
     print(*lstm_lines(result, steps=steps, hidden=hidden), "", sep="\n", flush=True)
     outcomes = train_both(directory, training)
+    show_status("")
     eager, own = outcomes["eager"], outcomes["wolong"]
     difference = max(
         largest_difference(eager.losses(split), own.losses(split)) for split in ("train", "validation")

@@ -124,6 +124,8 @@ def train(config: TrainConfig, directory: Path) -> Outcome:
     with own_directory(directory), StopRequest() as stop:
         run = Run(config, corpus)
         resume(run, directory)
+        if config.compile["backend"] != "eager":
+            log.info("the first step compiles the model: seconds to minutes")
         metrics = MetricsLog(directory, step=run.step, tensorboard=config.trainer.tensorboard)
         try:
             _make_steps(run, metrics, directory, stop)

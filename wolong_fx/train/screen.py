@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Mapping
 
@@ -9,6 +10,12 @@ from wolong_fx import Stats
 
 _BAR = 40  # columns of the longest bar
 _REASON = 90
+
+
+def show_status(line: str) -> None:
+    """What is going on, on a terminal only, in a line that the next one replaces; "" clears it."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
 
 def bar_lines(rows: Mapping[str, tuple[float, str]]) -> list[str]:
