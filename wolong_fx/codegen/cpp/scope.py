@@ -56,9 +56,10 @@ def c_type(dtype: DType, is_vector: bool) -> str:
 
 @dataclass
 class Scope:
-    """A block of statements inside a loop over `variables`."""
+    """A block of statements inside a loop over `variables`; a plain block is run once."""
 
     variables: frozenset[Var]
+    is_loop: bool = True
     lines: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
 
@@ -84,11 +85,19 @@ class Scopes:
         raise AssertionError(f"no loop over {sorted(map(str, missing))}")
 
     def define(self, kind: str, text: str, needs: Iterable[Var]) -> str:
-        """The name of a constant that equals `text`: a new one, or the one it already has."""
-        scope = self.find(needs).innermost
-        if text not in scope.names:
-            scope.names[text] = self.new_name("v")
-            scope.lines.append(f"const {kind} {scope.names[text]} = {text};")
+        """The name of a constant that equals `text`: a new one, or the one it already has.
+
+        It is taken out of loops, but not out of plain blocks: it would only occupy a register for longer.
+        """
+        depth = len(self.find(needs).chain)
+        while depth < len(self.chain) and not self.chain[depth].is_loop:
+            depth += 1
+        known = next((s.names[text] for s in self.chain[:depth] if text in s.names), None)
+        if known is not None:
+            return known
+        scope = self.chain[depth - 1]
+        scope.names[text] = self.new_name("v")
+        scope.lines.append(f"const {kind} {scope.names[text]} = {text};")
         return scope.names[text]
 
     def new_name(self, prefix: str) -> str:
@@ -100,7 +109,7 @@ class Scopes:
     @contextmanager
     def loop(self, header: str, variables: Iterable[Var]) -> Iterator[Scopes]:
         """Scopes inside a loop that is written out, whole, at the end of the innermost scope."""
-        inner = Scope(frozenset(variables))
+        inner = Scope(frozenset(variables), bool(header))
         yield replace(self, chain=(*self.chain, inner))
         if inner.lines:
             self.innermost.lines += [f"{header} {{".lstrip(), *("  " + line for line in inner.lines), "}"]

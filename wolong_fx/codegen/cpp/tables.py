@@ -103,7 +103,7 @@ def _part(cycles: float, whole: float) -> float:
 
 
 def _cut(entry: Entry, part: float, unit: int) -> int:
-    return min(entry.blocks, round(entry.blocks / unit * part) * unit)
+    return entry.blocks if part >= 1 else min(entry.blocks, round(entry.blocks / unit * part) * unit)
 
 
 def emit_tables(tables: Tables, functions: Sequence[str]) -> str:

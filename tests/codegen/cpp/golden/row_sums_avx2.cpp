@@ -9,14 +9,6 @@ NOINLINE void tile0(char* const* args, const i64* bind, const i64* loop, i64 fir
     const i64 b0 = b;
     const i64 n0 = 8;
     f32v part0[W] = {};
-    const f32v v17 = load(p0 + b0 * 400 + 48, 2);
-    const f32v v18 = load(p0 + b0 * 400 + 98, 2);
-    const f32v v19 = load(p0 + b0 * 400 + 148, 2);
-    const f32v v20 = load(p0 + b0 * 400 + 198, 2);
-    const f32v v21 = load(p0 + b0 * 400 + 248, 2);
-    const f32v v22 = load(p0 + b0 * 400 + 298, 2);
-    const f32v v23 = load(p0 + b0 * 400 + 348, 2);
-    const f32v v24 = load(p0 + b0 * 400 + 398, 2);
     {
       f32v a1 = broadcast(0.0f);
       f32v a2 = broadcast(0.0f);
@@ -45,13 +37,21 @@ NOINLINE void tile0(char* const* args, const i64* bind, const i64* loop, i64 fir
         a8 = a8 + v16;
       }
       {
+        const f32v v17 = load(p0 + b0 * 400 + 48, 2);
         a1 = a1 + select(first_lanes(2), v17, broadcast(0.0f));
+        const f32v v18 = load(p0 + b0 * 400 + 98, 2);
         a2 = a2 + select(first_lanes(2), v18, broadcast(0.0f));
+        const f32v v19 = load(p0 + b0 * 400 + 148, 2);
         a3 = a3 + select(first_lanes(2), v19, broadcast(0.0f));
+        const f32v v20 = load(p0 + b0 * 400 + 198, 2);
         a4 = a4 + select(first_lanes(2), v20, broadcast(0.0f));
+        const f32v v21 = load(p0 + b0 * 400 + 248, 2);
         a5 = a5 + select(first_lanes(2), v21, broadcast(0.0f));
+        const f32v v22 = load(p0 + b0 * 400 + 298, 2);
         a6 = a6 + select(first_lanes(2), v22, broadcast(0.0f));
+        const f32v v23 = load(p0 + b0 * 400 + 348, 2);
         a7 = a7 + select(first_lanes(2), v23, broadcast(0.0f));
+        const f32v v24 = load(p0 + b0 * 400 + 398, 2);
         a8 = a8 + select(first_lanes(2), v24, broadcast(0.0f));
       }
       part0[0] = a1;

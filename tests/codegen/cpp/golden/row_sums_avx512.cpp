@@ -9,22 +9,6 @@ NOINLINE void tile0(char* const* args, const i64* bind, const i64* loop, i64 fir
     const i64 b0 = b;
     const i64 n0 = at_most(16, 40 - b0 * 16);
     f32v part0[W] = {};
-    const f32v v33 = load(p0 + b0 * 800 + 48, 2);
-    const f32v v34 = load(p0 + b0 * 800 + 98, 2);
-    const f32v v35 = load(p0 + b0 * 800 + 148, 2);
-    const f32v v36 = load(p0 + b0 * 800 + 198, 2);
-    const f32v v37 = load(p0 + b0 * 800 + 248, 2);
-    const f32v v38 = load(p0 + b0 * 800 + 298, 2);
-    const f32v v39 = load(p0 + b0 * 800 + 348, 2);
-    const f32v v40 = load(p0 + b0 * 800 + 398, 2);
-    const f32v v41 = load(p0 + b0 * 800 + 448, 2);
-    const f32v v42 = load(p0 + b0 * 800 + 498, 2);
-    const f32v v43 = load(p0 + b0 * 800 + 548, 2);
-    const f32v v44 = load(p0 + b0 * 800 + 598, 2);
-    const f32v v45 = load(p0 + b0 * 800 + 648, 2);
-    const f32v v46 = load(p0 + b0 * 800 + 698, 2);
-    const f32v v47 = load(p0 + b0 * 800 + 748, 2);
-    const f32v v48 = load(p0 + b0 * 800 + 798, 2);
     {
       f32v a1 = broadcast(0.0f);
       f32v a2 = broadcast(0.0f);
@@ -77,21 +61,37 @@ NOINLINE void tile0(char* const* args, const i64* bind, const i64* loop, i64 fir
         a16 = a16 + v32;
       }
       {
+        const f32v v33 = load(p0 + b0 * 800 + 48, 2);
         a1 = a1 + select(first_lanes(2), v33, broadcast(0.0f));
+        const f32v v34 = load(p0 + b0 * 800 + 98, 2);
         a2 = a2 + select(first_lanes(2), v34, broadcast(0.0f));
+        const f32v v35 = load(p0 + b0 * 800 + 148, 2);
         a3 = a3 + select(first_lanes(2), v35, broadcast(0.0f));
+        const f32v v36 = load(p0 + b0 * 800 + 198, 2);
         a4 = a4 + select(first_lanes(2), v36, broadcast(0.0f));
+        const f32v v37 = load(p0 + b0 * 800 + 248, 2);
         a5 = a5 + select(first_lanes(2), v37, broadcast(0.0f));
+        const f32v v38 = load(p0 + b0 * 800 + 298, 2);
         a6 = a6 + select(first_lanes(2), v38, broadcast(0.0f));
+        const f32v v39 = load(p0 + b0 * 800 + 348, 2);
         a7 = a7 + select(first_lanes(2), v39, broadcast(0.0f));
+        const f32v v40 = load(p0 + b0 * 800 + 398, 2);
         a8 = a8 + select(first_lanes(2), v40, broadcast(0.0f));
+        const f32v v41 = load(p0 + b0 * 800 + 448, 2);
         a9 = a9 + select(first_lanes(2), v41, broadcast(0.0f));
+        const f32v v42 = load(p0 + b0 * 800 + 498, 2);
         a10 = a10 + select(first_lanes(2), v42, broadcast(0.0f));
+        const f32v v43 = load(p0 + b0 * 800 + 548, 2);
         a11 = a11 + select(first_lanes(2), v43, broadcast(0.0f));
+        const f32v v44 = load(p0 + b0 * 800 + 598, 2);
         a12 = a12 + select(first_lanes(2), v44, broadcast(0.0f));
+        const f32v v45 = load(p0 + b0 * 800 + 648, 2);
         a13 = a13 + select(first_lanes(2), v45, broadcast(0.0f));
+        const f32v v46 = load(p0 + b0 * 800 + 698, 2);
         a14 = a14 + select(first_lanes(2), v46, broadcast(0.0f));
+        const f32v v47 = load(p0 + b0 * 800 + 748, 2);
         a15 = a15 + select(first_lanes(2), v47, broadcast(0.0f));
+        const f32v v48 = load(p0 + b0 * 800 + 798, 2);
         a16 = a16 + select(first_lanes(2), v48, broadcast(0.0f));
       }
       part0[0] = a1;
@@ -182,38 +182,39 @@ NOINLINE void tile0(char* const* args, const i64* bind, const i64* loop, i64 fir
         const f32v v82 = load(p0 + b0 * 800 + c15 * 50 + k1 * 16);
         a66 = a66 + v82;
       }
-      const f32v v83 = load(p0 + b0 * 800 + c1 * 50 + 48, 2);
-      const f32v v84 = load(p0 + b0 * 800 + c2 * 50 + 48, 2);
-      const f32v v85 = load(p0 + b0 * 800 + c3 * 50 + 48, 2);
-      const f32v v86 = load(p0 + b0 * 800 + c4 * 50 + 48, 2);
-      const f32v v87 = load(p0 + b0 * 800 + c5 * 50 + 48, 2);
-      const f32v v88 = load(p0 + b0 * 800 + c6 * 50 + 48, 2);
-      const f32v v89 = load(p0 + b0 * 800 + c7 * 50 + 48, 2);
-      const f32v v90 = load(p0 + b0 * 800 + c8 * 50 + 48, 2);
-      const f32v v91 = load(p0 + b0 * 800 + c9 * 50 + 48, 2);
-      const f32v v92 = load(p0 + b0 * 800 + c10 * 50 + 48, 2);
-      const f32v v93 = load(p0 + b0 * 800 + c11 * 50 + 48, 2);
-      const f32v v94 = load(p0 + b0 * 800 + c12 * 50 + 48, 2);
-      const f32v v95 = load(p0 + b0 * 800 + c13 * 50 + 48, 2);
-      const f32v v96 = load(p0 + b0 * 800 + c14 * 50 + 48, 2);
-      const f32v v97 = load(p0 + b0 * 800 + c15 * 50 + 48, 2);
       {
-        a51 = a51 + select(first_lanes(2), v33, broadcast(0.0f));
-        a52 = a52 + select(first_lanes(2), v83, broadcast(0.0f));
-        a53 = a53 + select(first_lanes(2), v84, broadcast(0.0f));
-        a54 = a54 + select(first_lanes(2), v85, broadcast(0.0f));
-        a55 = a55 + select(first_lanes(2), v86, broadcast(0.0f));
-        a56 = a56 + select(first_lanes(2), v87, broadcast(0.0f));
-        a57 = a57 + select(first_lanes(2), v88, broadcast(0.0f));
-        a58 = a58 + select(first_lanes(2), v89, broadcast(0.0f));
-        a59 = a59 + select(first_lanes(2), v90, broadcast(0.0f));
-        a60 = a60 + select(first_lanes(2), v91, broadcast(0.0f));
-        a61 = a61 + select(first_lanes(2), v92, broadcast(0.0f));
-        a62 = a62 + select(first_lanes(2), v93, broadcast(0.0f));
-        a63 = a63 + select(first_lanes(2), v94, broadcast(0.0f));
-        a64 = a64 + select(first_lanes(2), v95, broadcast(0.0f));
-        a65 = a65 + select(first_lanes(2), v96, broadcast(0.0f));
-        a66 = a66 + select(first_lanes(2), v97, broadcast(0.0f));
+        const f32v v83 = load(p0 + b0 * 800 + 48, 2);
+        a51 = a51 + select(first_lanes(2), v83, broadcast(0.0f));
+        const f32v v84 = load(p0 + b0 * 800 + c1 * 50 + 48, 2);
+        a52 = a52 + select(first_lanes(2), v84, broadcast(0.0f));
+        const f32v v85 = load(p0 + b0 * 800 + c2 * 50 + 48, 2);
+        a53 = a53 + select(first_lanes(2), v85, broadcast(0.0f));
+        const f32v v86 = load(p0 + b0 * 800 + c3 * 50 + 48, 2);
+        a54 = a54 + select(first_lanes(2), v86, broadcast(0.0f));
+        const f32v v87 = load(p0 + b0 * 800 + c4 * 50 + 48, 2);
+        a55 = a55 + select(first_lanes(2), v87, broadcast(0.0f));
+        const f32v v88 = load(p0 + b0 * 800 + c5 * 50 + 48, 2);
+        a56 = a56 + select(first_lanes(2), v88, broadcast(0.0f));
+        const f32v v89 = load(p0 + b0 * 800 + c6 * 50 + 48, 2);
+        a57 = a57 + select(first_lanes(2), v89, broadcast(0.0f));
+        const f32v v90 = load(p0 + b0 * 800 + c7 * 50 + 48, 2);
+        a58 = a58 + select(first_lanes(2), v90, broadcast(0.0f));
+        const f32v v91 = load(p0 + b0 * 800 + c8 * 50 + 48, 2);
+        a59 = a59 + select(first_lanes(2), v91, broadcast(0.0f));
+        const f32v v92 = load(p0 + b0 * 800 + c9 * 50 + 48, 2);
+        a60 = a60 + select(first_lanes(2), v92, broadcast(0.0f));
+        const f32v v93 = load(p0 + b0 * 800 + c10 * 50 + 48, 2);
+        a61 = a61 + select(first_lanes(2), v93, broadcast(0.0f));
+        const f32v v94 = load(p0 + b0 * 800 + c11 * 50 + 48, 2);
+        a62 = a62 + select(first_lanes(2), v94, broadcast(0.0f));
+        const f32v v95 = load(p0 + b0 * 800 + c12 * 50 + 48, 2);
+        a63 = a63 + select(first_lanes(2), v95, broadcast(0.0f));
+        const f32v v96 = load(p0 + b0 * 800 + c13 * 50 + 48, 2);
+        a64 = a64 + select(first_lanes(2), v96, broadcast(0.0f));
+        const f32v v97 = load(p0 + b0 * 800 + c14 * 50 + 48, 2);
+        a65 = a65 + select(first_lanes(2), v97, broadcast(0.0f));
+        const f32v v98 = load(p0 + b0 * 800 + c15 * 50 + 48, 2);
+        a66 = a66 + select(first_lanes(2), v98, broadcast(0.0f));
       }
       part50[0] = a51;
       part50[1] = a52;
@@ -232,9 +233,9 @@ NOINLINE void tile0(char* const* args, const i64* bind, const i64* loop, i64 fir
       part50[14] = a65;
       part50[15] = a66;
     }
-    const f32v r98 = sum_each(part50);
+    const f32v r99 = sum_each(part50);
     if (const i64 u = n0 / 16; u * 16 < n0) {
-      store(p1 + b0 * 16, r98, n0);
+      store(p1 + b0 * 16, r99, n0);
     }
   }
 }
