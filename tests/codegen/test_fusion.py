@@ -173,3 +173,16 @@ def test_random_graphs_give_eagers_results(data):
         return tuple(values[-outputs:]) if len(values) > outputs + 2 else values[-1] + 0
 
     check(function, torch.randn(size, size), torch.randn(size, size))
+
+
+def test_lanes_run_along_memory_whatever_the_last_reader_wants():
+    def transposed(x, w):
+        h = torch.tanh(x @ w)
+        return h * 2, h.sigmoid(), h.t()
+
+    program = check(transposed, torch.randn(4, 8), torch.randn(8, 16))
+    (op,) = program.ops()
+    lane = op.dims[-1].var
+    steps = [store.access.offset().coefficient(lane) for store in op.stores]
+    assert op.domain == (4, 16)
+    assert steps == [1, 1, 1]  # h.t() keeps h's memory

@@ -16,6 +16,7 @@ from wolong_fx.codegen.drop_dead_ops import drop_dead_ops
 from wolong_fx.codegen.eager_memory import eager_peak_bytes
 from wolong_fx.codegen.fuse_ops import fuse_ops
 from wolong_fx.codegen.lower import lower_graph
+from wolong_fx.codegen.order_dims import order_dims
 from wolong_fx.codegen.plan_memory import plan_memory
 from wolong_fx.codegen.schedule_ops import schedule_ops
 from wolong_fx.codegen.targets import find_target
@@ -25,6 +26,11 @@ from wolong_fx.ir.text import print_program
 from wolong_fx.ir.verify import verify
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
+
+
+def _order_all(ops: list[OpInst], _ledger: Ledger) -> list[OpInst]:
+    """Put the dimension whose steps touch neighbours last, in every operator."""
+    return [order_dims(op) for op in ops]
 
 
 def _collapse_all(ops: list[OpInst], _ledger: Ledger) -> list[OpInst]:
@@ -39,6 +45,7 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("assign-outputs", assign_outputs),
     ("fuse-ops", fuse_ops),
     ("batch-ops", batch_ops),
+    ("order-dims", _order_all),
     ("collapse-dims", _collapse_all),
 )
 """What happens to the operators between lowering and scheduling; any may be disabled by name."""

@@ -51,8 +51,7 @@ def reduction(
     compute: DType,
     finish: Callable[[Expr], Expr] = lambda e: e,
 ) -> TensorValue:
-    """`finish(op over dims of x)` with the reduced dimensions dropped, not yet in memory, of dtype `compute`.
-    """
+    """`finish(op over dims of x)` with the reduced dimensions dropped, not yet in memory, of dtype `compute`."""
     over = {d: Var(f"k{len(lowering.ops)}_{d}", x.shape[d]) for d in dims}
     kept_shape = tuple(n for d, n in enumerate(x.shape) if d not in over)
     running = tuple(v for v in over.values() if v.extent != 1)
