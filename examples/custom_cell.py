@@ -40,7 +40,7 @@ def fit(model: nn.Module, steps: int) -> tuple[list[float], float]:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses, times = [], []
     for _ in range(steps):
-        x_TBI = torch.rand(20, 16, 1) - 0.5
+        x_TBI = torch.rand(12, 16, 1) - 0.5
         start = perf_counter()
         loss = ((model(x_TBI) - x_TBI.sum((0, 2))) ** 2).mean()
         optimizer.zero_grad()
@@ -59,7 +59,7 @@ def main() -> None:
         model = MinimalGatedUnit(inputs=1, hidden=48)
         if name == "wolong":
             wolong_fx.optimize(model)  # the one line
-        results[name], step_ms = fit(model, steps=150)
+        results[name], step_ms = fit(model, steps=100)
         print(f"{name:7} loss {results[name][0]:.4f} -> {results[name][-1]:.4f}, {step_ms:.2f} ms a step")
         if name == "wolong":
             print(wolong_fx.stats(model))

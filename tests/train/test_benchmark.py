@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.cpu
 def test_the_training_benchmark_finds_gradients_within_a_hundred_thousandth_of_eagers(text):
-    sizes = ["model.hidden=24", "model.embed=16", "data.length=10", "data.batch=5", "data.validation=0.2"]
+    sizes = ["model.hidden=24", "model.embed=16", "data.length=5", "data.batch=5", "data.validation=0.2"]
     command = [sys.executable, "-P", "benchmarks/train_step.py", "--json", "--rounds", "3", *sizes]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from wolong_fx import Stats
+from wolong_fx.report.measure import Contest
 from wolong_fx.train import demo
 from wolong_fx.train.demo import largest_difference, run_demo
 from wolong_fx.train.screen import bar_lines, ratio_words, work_words
@@ -17,7 +18,7 @@ from .conftest import TINY
 @pytest.fixture
 def training(text):
     own = [word for word in TINY if not word.startswith("compile=")]
-    return [*own, f"data.path={text}", "trainer.steps=3", "trainer.validate_every=3"]
+    return [*own, f"data.path={text}", "trainer.steps=3", "trainer.validate_every=3", "data.length=4"]
 
 
 def test_the_demo_is_one_screen_with_both_halves_and_its_plots(training, tmp_path, capsys):
@@ -35,14 +36,16 @@ def test_the_demo_is_one_screen_with_both_halves_and_its_plots(training, tmp_pat
 
 def test_the_demo_fails_when_wolong_trains_to_other_losses(training, tmp_path, capsys, monkeypatch):
     def train_wrongly(config, directory):
-        outcome = train(config, directory)
+        outcome = train(replace(config, compile={"backend": "eager"}), directory)
         if config.compile["backend"] == "eager":
             return outcome
         return replace(outcome, records=[r | {"loss": r["loss"] * 1.01} for r in outcome.records])
 
-    train = demo.train
+    train, samples = demo.train, {name: [1.0, 2.0] for name in ("eager", "nn.LSTM", "optimize()")}
+    lstm = demo.Comparison(Contest(samples), Stats(0, 0, Counter(), []), 1.0, 0.0, 0.0)
     monkeypatch.setattr(demo, "train", train_wrongly)
-    assert run_demo(tmp_path, training=training, steps=2, hidden=4, rounds=2) == 1
+    monkeypatch.setattr(demo, "compare_lstm", lambda **sizes: lstm)
+    assert run_demo(tmp_path, training=training) == 1
     assert "losses 1.0e-02, tolerance 0.001: NOT the same" in capsys.readouterr().out
 
 

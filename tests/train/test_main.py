@@ -13,7 +13,7 @@ import pytest
 
 from .conftest import start
 
-STEPS = 600
+STEPS = 400
 # Dropout draws from the generator every step: a resume that lost its state would show at once.
 LONG = (
     f"trainer.steps={STEPS}",
@@ -49,14 +49,14 @@ def test_a_run_killed_twice_and_stopped_by_ctrl_c_has_the_losses_of_an_undisturb
     text, tmp_path, undisturbed
 ):
     run_dir = tmp_path / "disturbed"
-    for step in (120, 260):  # both between two checkpoints: some steps are made twice
+    for step in (90, 180):  # both between two checkpoints: some steps are made twice
         process = start(*LONG, text=text, run_dir=run_dir)
         wait_for_step(process, run_dir, step)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     process = start(*LONG, text=text, run_dir=run_dir)
-    wait_for_step(process, run_dir, 400)
+    wait_for_step(process, run_dir, 270)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
     assert process.returncode == 130
@@ -64,7 +64,7 @@ def test_a_run_killed_twice_and_stopped_by_ctrl_c_has_the_losses_of_an_undisturb
     assert f"continue with run_dir={run_dir}" in output
 
     stopped_at = records(run_dir)[-1][0]
-    assert 390 < stopped_at < STEPS
+    assert 260 < stopped_at < STEPS
     assert (run_dir / f"step-{stopped_at:08d}.pt").exists()
     process = start(*LONG, text=text, run_dir=run_dir)
     output, _ = process.communicate()
@@ -78,8 +78,6 @@ def test_a_run_killed_twice_and_stopped_by_ctrl_c_has_the_losses_of_an_undisturb
     ("override", "message"),
     [
         ("model=foo", "Could not find 'model/foo'"),
-        ("trainer.steps=many", "could not be converted to Integer at trainer.steps"),
-        ("compile.tragte=1", "'compile.tragte' cannot be 1"),
         ("data.path=/nope", "no text at data.path='/nope'"),
     ],
 )
