@@ -39,7 +39,17 @@ def decomposition_table() -> Mapping[Any, Callable[..., Any]]:
     core = torch.export.default_decompositions()
     kept = {op: rule for op, rule in core.items() if not _stays_whole(op)}
     below = _torch_compat.get_decompositions([getattr(torch.ops.aten, name) for name in BELOW_CORE])
-    return kept | below | {torch.ops.aten.var_mean.correction: decompose_var_mean}
+    return kept | below | OURS
+
+
+def decompose_weight_norm_backward(
+    gradient: Tensor, direction: Tensor, size: Tensor, norm: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of direction and size of `direction / norm * size`; torch has a fused kernel and no rule."""
+    others = [d for d in range(direction.dim()) if d != dim % direction.dim()]
+    along = torch.sum(gradient * direction, others, keepdim=True)
+    to_direction = size / norm * (gradient - direction * (along / (norm * norm)))
+    return to_direction.to(direction.dtype), (along / norm).to(size.dtype)  # a norm of bfloat16 is float32
 
 
 def decompose_var_mean(
@@ -53,3 +63,10 @@ def decompose_var_mean(
 def _stays_whole(op: Any) -> bool:
     name = str(op).split(".")[1] if str(op).startswith("aten.") else ""
     return name in RANDOM or any(name == w or (w in name and name.startswith(w)) for w in BETTER_WHOLE)
+
+
+# Core ATen operators that torch has no rule for, or one that leaves ATen.
+OURS = {
+    torch.ops.aten.var_mean.correction: decompose_var_mean,
+    torch.ops.aten._weight_norm_interface_backward.default: decompose_weight_norm_backward,
+}

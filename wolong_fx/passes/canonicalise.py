@@ -69,6 +69,15 @@ def _view_of_reshape(node: Node) -> Replacement | None:
     return _view(node) if is_tensor(node.args[0]) and value_of(node.args[0]).is_contiguous() else None
 
 
+def _view_of_as_strided(node: Node) -> Replacement | None:
+    """A reshape in disguise: torch writes one in the decomposition of group norm."""
+    if not is_tensor(node.args[0]):
+        return None
+    old, new = value_of(node.args[0]), value_of(node)
+    is_whole = old.is_contiguous() and new.is_contiguous() and old.numel() == new.numel()
+    return _view(node) if is_whole and old.storage_offset() == new.storage_offset() else None
+
+
 def _full_sizes(node: Node) -> Replacement | None:
     sizes = list(shape_of(node))
     return None if list(node.args[1]) == sizes else Call(node.target, (node.args[0], sizes))  # type: ignore
@@ -240,6 +249,7 @@ SPELLINGS: Mapping[object, tuple[Spelling, str]] = {
     aten.unsqueeze.default: (_view, "unsqueeze is a view"),
     aten._unsafe_view.default: (_view, "_unsafe_view is a view"),
     aten.reshape.default: (_view_of_reshape, "reshape of contiguous memory is a view"),
+    aten.as_strided.default: (_view_of_as_strided, "as_strided of the same memory is a view"),
     aten.expand.default: (_full_sizes, "expand names every size"),
     aten.view.default: (_full_sizes, "view names every size"),
     aten.detach.default: (_operand, "nothing here tracks gradients"),

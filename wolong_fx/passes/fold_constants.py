@@ -20,6 +20,13 @@ from wolong_fx.passes.values import aten, is_call, is_creation, is_effectful, is
 
 LITERAL_PREFIX = "_tensor_constant"  # how torch's tracers name the literals of the user's source
 
+# Tensors made of numbers that a kernel computes where it needs them; all others are tables worth keeping.
+MADE_BY_KERNELS = {
+    *(aten.full.default, aten.zeros.default, aten.ones.default, aten.scalar_tensor.default),
+    *(aten.arange.default, aten.arange.start, aten.arange.start_step, aten.eye.default, aten.eye.m),
+    torch.ops.prims.iota.default,
+}
+
 
 @dataclass(frozen=True)
 class FoldConstants(EditPass):
@@ -36,8 +43,10 @@ class FoldConstants(EditPass):
 
     def _is_foldable(self, node: Node) -> bool:
         inputs = node.all_input_nodes
-        if not inputs or not is_tensor(node) or is_effectful(node) or not all(map(is_tensor, inputs)):
+        if not is_tensor(node) or is_effectful(node) or not all(map(is_tensor, inputs)):
             return False
+        if not inputs:
+            return is_creation(node) and self._is_small(node) and node.target not in MADE_BY_KERNELS
         return all(map(self._is_small, (node, *inputs))) and (
             is_literal(node) or all(map(is_constant, inputs))
         )
