@@ -364,7 +364,7 @@ def _stores_are_injective(known: _OpFacts) -> Iterator[str]:
 
 
 def _affine_reach(store: Touch, standing: Ranges) -> int:
-    """How many elements a store reaches at most while its gathers and the `standing` variables stand still."""
+    """How many elements a store reaches at most while gathers and the `standing` variables stand still."""
     ends = [store.interval(d, standing) for d, i in enumerate(store.access.index) if isinstance(i, Index)]
     return prod(int(high) - int(low) + 1 for low, high in ends)
 
