@@ -41,6 +41,7 @@ FALLBACKS: dict[tuple[str, str], str] = {
     ("normalisation", "softmax: empty"): "aten.amax.default",
     ("normalisation", "log_softmax: empty"): "aten.amax.default",
     ("normalisation", "rms_norm: normalize"): _NORM,
+    # In the pipeline, canonicalise has made a view of it before.
     ("normalisation", "group_norm: plain"): "aten.as_strided.default",
     ("normalisation", "group_norm: gradient"): "aten.as_strided.default",
 }
