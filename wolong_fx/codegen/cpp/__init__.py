@@ -1,6 +1,7 @@
 """The CPU target: programs as header-free C++ with a persistent thread team and barriers.
 
-`emit_program(program, isa, threads) -> KernelSource`; `choose_tile(op, isa, threads) -> tile`.
+`pack_operands(ops, isa) -> ops`, `choose_tile(op, isa, threads) -> tile` before and while scheduling;
+`emit_program(program, isa, threads) -> KernelSource` after it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wolong_fx.codegen.cpp.emitter import KernelSource, emit_program
+    from wolong_fx.codegen.cpp.packing import pack_operands
     from wolong_fx.codegen.cpp.tiles import choose_tile
 
-__all__ = ["KernelSource", "choose_tile", "emit_program"]
+__all__ = ["KernelSource", "choose_tile", "emit_program", "pack_operands"]
 
-_HOMES = {"KernelSource": "emitter", "emit_program": "emitter", "choose_tile": "tiles"}
+_HOMES = {
+    "KernelSource": "emitter",
+    "choose_tile": "tiles",
+    "emit_program": "emitter",
+    "pack_operands": "packing",
+}
 
 
 def __getattr__(name: str) -> object:

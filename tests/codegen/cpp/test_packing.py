@@ -1,0 +1,69 @@
+"""Operands that many operators stream are packed once a call; results stay the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from wolong_fx.codegen.cpp import pack_operands
+from wolong_fx.codegen.cpp.packing import LEAST_USERS
+from wolong_fx.codegen.plan_memory import plan_memory
+from wolong_fx.codegen.schedule_ops import schedule_ops
+from wolong_fx.ir.expr import Unary
+from wolong_fx.ir.index import Var
+from wolong_fx.ir.program import OpInst, Program, Store
+from wolong_fx.ir.types import Buffer, BufferKind
+from wolong_fx.ir.verify import verify
+from wolong_fx.testing.programs import ProgramBuilder, add, at, dot, load, mul, operator
+
+
+def gated_steps(count: int, layout: str, width: int = 20) -> tuple[list[OpInst], list[Buffer]]:
+    """h = tanh(h @ w0) * tanh(h @ w1) + h, unrolled: both products in one operator: one group of dots."""
+    p = ProgramBuilder("gated")
+    h, i, j = p.input("h", 2, width), Var("i", 2), Var("j", width)
+    ws = [p.input(f"w{g}", width, width) for g in range(2)]
+    for step in range(count):
+        out = p.output("y", 2, width) if step == count - 1 else p.temporary(f"h{step}", 2, width)
+        gates = []
+        for g, w in enumerate(ws):
+            k = Var(f"k{g}", width)
+            weight = load(w, k, j) if layout == "kn" else load(w, j, k)
+            gates.append(Unary("tanh", dot(k, load(h, i, k), weight)))
+        p.stage(operator(f"step{step}", (i, j), Store(at(out, i, j), add(mul(*gates), load(h, i, j)))))
+        h = out
+    ops = [op for stage in p.body for op in stage.ops]  # type: ignore[union-attr]
+    return ops, [b for b in p.buffers if b.kind in (BufferKind.INPUT, BufferKind.OUTPUT)]
+
+
+def program_of(ops: list[OpInst], io: list[Buffer]) -> Program:
+    program = plan_memory(schedule_ops("packed", ops, io, lambda op: op.domain))
+    verify(program, "pack-operands")
+    return program
+
+
+@pytest.mark.parametrize("layout", ["kn", "nk"])
+def test_packed_program_agrees_with_reference(check_cpp, isa, layout):
+    ops, io = gated_steps(LEAST_USERS, layout)
+    packed = pack_operands(ops, isa)
+    assert len(packed) == len(ops) + 2
+    check_cpp(program_of(packed, io), isa)
+
+
+def test_the_operands_of_a_group_lie_side_by_side_in_one_buffer():
+    ops, _ = gated_steps(LEAST_USERS, "nk")
+    first, second, *_ = pack_operands(ops, "avx512")
+    assert first.writes() == second.writes()
+    assert first.writes()[0].shape == (2, 20, 2, 16)
+    assert [op.made_from for op in (first, second)] == [("w0",), ("w1",)]
+
+
+def test_operands_of_few_operators_stay_where_they_are():
+    ops, _ = gated_steps(LEAST_USERS - 1, "kn")
+    assert pack_operands(ops, "avx512") == ops
+
+
+def test_what_the_program_itself_writes_is_not_packed():
+    p = ProgramBuilder("written")
+    a, w, i, j, k = p.input("a", 2, 20), p.temporary("w", 20, 20), Var("i", 2), Var("j", 20), Var("k", 20)
+    outs = [p.output(f"y{n}", 2, 20) for n in range(LEAST_USERS)]
+    ops = [operator(y.name, (i, j), Store(at(y, i, j), dot(k, load(a, i, k), load(w, k, j)))) for y in outs]
+    assert pack_operands(ops, "avx512") == ops
