@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,7 +145,8 @@ def run_demo(
 ) -> int:
     """Both halves; `training` are overrides of the main job's configuration."""
     directory.mkdir(parents=True, exist_ok=True)
-    threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    load = f"load {os.getloadavg()[0]:.1f} at the start"  # above the number of cores, figures are indicative
+    threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}, {load}"
     print(f"Wolong FX {wolong_fx.__version__} on {processor_name()}, {threads}\n")
     result = compare_lstm(steps=steps, hidden=hidden, rounds=rounds)
     show_status("")
