@@ -13,8 +13,8 @@ from functools import cache
 import pytest
 import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
+from wolong_fx._torch_compat import tree_leaves
 from wolong_fx.codegen import compile_partition, why_unsupported
 from wolong_fx.codegen.lower.registry import LOWERINGS
 from wolong_fx.ledger import Ledger

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves  # the public alias is younger than torch 2.11
+
+from wolong_fx._torch_compat import tree_leaves
 
 ULPS = 1.0
 """Units in the last place that eager is taken to be wrong by at least: rounding once costs a half."""
