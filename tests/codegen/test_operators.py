@@ -17,6 +17,7 @@ from torch.fx import Node
 from wolong_fx._torch_compat import tree_leaves
 from wolong_fx.codegen import compile_partition, why_unsupported
 from wolong_fx.codegen.lower.registry import LOWERINGS
+from wolong_fx.codegen.reference import arithmetic
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
 from wolong_fx.testing.graphs import GraphBuilder
@@ -170,6 +171,16 @@ def test_the_reference_machine_agrees_with_eager(family, dtype):
 @every_pair
 def test_a_compiled_kernel_agrees_with_eager(family, dtype):
     check(family, dtype, "cpu")
+
+
+def test_a_wrong_operation_is_noticed_in_every_layout(monkeypatch):
+    monkeypatch.setitem(arithmetic.UNARY, "tanh", torch.erf)
+    with pytest.raises(AssertionError) as caught:
+        check("unary", torch.float32, "reference")
+    wrong = {
+        line.split(":")[1].strip() for line in str(caught.value).splitlines() if line.startswith("tanh:")
+    }
+    assert wrong == {"plain", "ragged", "scalar", "strided", "transposed", "expanded", "special"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
