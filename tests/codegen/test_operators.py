@@ -177,9 +177,8 @@ def test_a_wrong_operation_is_noticed_in_every_layout(monkeypatch):
     monkeypatch.setitem(arithmetic.UNARY, "tanh", torch.erf)
     with pytest.raises(AssertionError) as caught:
         check("unary", torch.float32, "reference")
-    wrong = {
-        line.split(":")[1].strip() for line in str(caught.value).splitlines() if line.startswith("tanh:")
-    }
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    wrong = {line.split(": ")[1] for line in lines if line.startswith("tanh: ")}
     assert wrong == {"plain", "ragged", "scalar", "strided", "transposed", "expanded", "special"}
 
 
