@@ -38,6 +38,9 @@ def _collapse_all(ops: list[OpInst], _ledger: Ledger) -> list[OpInst]:
     return [collapse_dims(op) for op in ops]
 
 
+PACK = "pack-operands"
+"""The target's own step, after those of STEPS: operands that many operators stream, copied into their order."""
+
 Step = Callable[[list[OpInst], Ledger], list[OpInst]]
 
 STEPS: tuple[tuple[str, Step], ...] = (
@@ -48,7 +51,10 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("order-dims", _order_all),
     ("collapse-dims", _collapse_all),
 )
-"""What happens to the operators between lowering and scheduling; any may be disabled by name."""
+"""What happens to the operators between lowering and scheduling."""
+
+STEP_NAMES = (*(name for name, _ in STEPS), PACK)
+"""Steps that may be disabled by name."""
 
 
 def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
@@ -58,7 +64,7 @@ def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
     Raises UnsupportedOperator for a node that `why_unsupported` refuses, NoCompiler and CompilerFailed.
     """
     target = find_target(options)
-    program = build_program(gm, options, ledger, target.choose_tile)
+    program = build_program(gm, options, ledger, target.choose_tile, target.pack_operands)
     ledger.add_memory(arena=program.arena.size if program.arena else 0, eager=eager_peak_bytes(gm))
     dump(options, "program", lambda: print_program(program))
     dump(options, "source", lambda: target.source_of(program))
@@ -67,12 +73,22 @@ def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
 
 
 def build_program(
-    gm: GraphModule, options: Options, ledger: Ledger, choose_tile: Callable[[OpInst], tuple[int, ...]]
+    gm: GraphModule,
+    options: Options,
+    ledger: Ledger,
+    choose_tile: Callable[[OpInst], tuple[int, ...]],
+    pack_operands: Callable[[list[OpInst]], list[OpInst]] = list,
 ) -> Program:
-    """The scheduled and planned program of a partition, verified, with only the barriers it needs."""
+    """The scheduled and planned program of a partition, verified, with only the barriers it needs.
+
+    choose_tile, pack_operands: the target's choices; by default operands stay as they are
+    """
     with ledger.timed("lower"):
         lowered = lower_graph(gm)
     ops = _run_steps(lowered.ops, options, ledger)
+    if PACK not in options.disable:
+        with ledger.timed(PACK):
+            ops = pack_operands(ops)
     with ledger.timed("schedule-ops"):
         program = schedule_ops("wolong", ops, lowered.io, choose_tile)
     with ledger.timed("plan-memory"):

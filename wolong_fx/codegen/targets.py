@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from wolong_fx.codegen.cpp import choose_tile, emit_program
+from wolong_fx.codegen.cpp import choose_tile, emit_program, pack_operands
 from wolong_fx.codegen.lower.value import TORCH_DTYPES
 from wolong_fx.codegen.reference import ReferenceKernel
 from wolong_fx.ir.program import OpInst, Program
@@ -20,6 +20,10 @@ class Target(Protocol):
 
     def choose_tile(self, op: OpInst) -> tuple[int, ...]:
         """Points of each dimension that one virtual block takes."""
+        ...
+
+    def pack_operands(self, ops: list[OpInst]) -> list[OpInst]:
+        """The operators reading matrices in the order that this target streams them, copies included."""
         ...
 
     def source_of(self, program: Program) -> str:
@@ -49,6 +53,9 @@ class CppTarget:
     def choose_tile(self, op: OpInst) -> tuple[int, ...]:
         return choose_tile(op, self.isa, self.threads)
 
+    def pack_operands(self, ops: list[OpInst]) -> list[OpInst]:
+        return pack_operands(ops, self.isa)
+
     def source_of(self, program: Program) -> str:
         return emit_program(program, self.isa, self.threads).text
 
@@ -62,7 +69,7 @@ class CppTarget:
             constants=source.constants,
             inputs=_specs(program, BufferKind.INPUT),
             outputs=_specs(program, BufferKind.OUTPUT),
-            threads=self.threads,
+            threads=source.threads,
             checks=source.checks,
             name=program.name,
         )
@@ -75,6 +82,9 @@ class ReferenceTarget:
 
     def choose_tile(self, op: OpInst) -> tuple[int, ...]:
         return tuple(d.extent if d.sequential else min(d.extent, 7) for d in op.dims)
+
+    def pack_operands(self, ops: list[OpInst]) -> list[OpInst]:
+        return ops
 
     def source_of(self, program: Program) -> str:
         return print_program(program)
