@@ -163,6 +163,8 @@ class Lowering:
 
     def store_whole(self, buffer: Buffer, value: TensorValue, start: Sequence[int] | None = None) -> None:
         """Add the operator that writes `value` into `buffer`, at an offset of `start` in each dimension."""
+        if not value.elements:
+            return
         dims, at = domain_of(value.shape)
         where = tuple(i + s for i, s in zip(at, start or (0,) * len(at), strict=True))
         self.add_op(dims, (Store(Access(buffer, where), value.at(at)),))
@@ -200,7 +202,7 @@ def _buffer_like(name: str, tensor: torch.Tensor, kind: BufferKind) -> Buffer:
 
 def _distinct_elements(value: TensorValue, buffer: Buffer) -> TensorValue:
     """The part of `value` that fills an expanded buffer: one element along dimensions of stride 0."""
-    shape = tuple(1 if s == 0 else n for n, s in zip(value.shape, buffer.strides, strict=True))
+    shape = tuple(1 if n and s == 0 else n for n, s in zip(value.shape, buffer.strides, strict=True))
     return value if shape == value.shape else reindexed(value, shape, lambda at: at)
 
 

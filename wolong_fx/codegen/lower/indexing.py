@@ -78,29 +78,33 @@ def lower_embedding(
 def lower_index_select(
     lowering: Lowering, node: Node, x: TensorValue, dim: int, indices: TensorValue
 ) -> TensorValue:
-    if not x.rank:
-        return x
-    dim, indices = dim % x.rank, lowering.realised(indices)
+    x, indices = _raised(x), lowering.realised(_raised(indices))
+    dim %= x.rank
+    shape = (*x.shape[:dim], indices.elements, *x.shape[dim + 1 :])
 
     def place(at: Coordinates) -> tuple[Coordinate, ...]:
-        row = indices.at((at[dim],) if indices.rank else ())
+        row = indices.at((at[dim],))
         return (*at[:dim], position(row, x.shape[dim]), *at[dim + 1 :])
 
-    return _gathered(lowering, x, result_shape(node), place)
+    return reshaped(_gathered(lowering, x, shape, place), result_shape(node))
+
+
+def _raised(x: TensorValue) -> TensorValue:
+    """A tensor without dimensions as one of one element: torch lets both be indexed."""
+    return x if x.rank else reshaped(x, (1,))
 
 
 @lowers(aten.gather.default)
 def lower_gather(
     lowering: Lowering, node: Node, x: TensorValue, dim: int, indices: TensorValue, **_sparse: object
 ) -> TensorValue:
-    if not x.rank:
-        return broadcast(x, indices.shape)
-    dim, indices = dim % x.rank, lowering.realised(indices)
+    x, indices = _raised(x), lowering.realised(_raised(indices))
+    dim %= x.rank
 
     def place(at: Coordinates) -> tuple[Coordinate, ...]:
         return (*at[:dim], position(indices.at(at), x.shape[dim]), *at[dim + 1 :])
 
-    return _gathered(lowering, x, result_shape(node), place)
+    return reshaped(_gathered(lowering, x, indices.shape, place), result_shape(node))
 
 
 def _scales_by_frequency(node: Node) -> str | None:
@@ -205,6 +209,8 @@ def _scatter(
     accumulate: str | None,
 ) -> TensorValue:
     """Store `source[at]` at `place(at)` for all `at`; the dimensions in `ordered` run one after another."""
+    if not source.elements:
+        return of_buffer(buffer)
     variables = [Var(f"d{i}", n) for i, n in enumerate(source.shape)]
     at = tuple(Index.of(v) for v in variables)
     # Sequential dimensions stand first, so that what is left last runs over lanes.
@@ -239,18 +245,16 @@ def _scattered(
     accumulate: str | None,
 ) -> TensorValue:
     """x with source[at] stored or added at x[..., indices[at], ...]."""
-    if not x.rank:
-        flat = _scattered(
-            lowering, reshaped(x, (1,)), 0, reshaped(indices, (1,)), reshaped(source, (1,)), accumulate
-        )
-        return reshaped(flat, ())
-    dim, indices = dim % x.rank, lowering.realised(indices)
+    shape = x.shape
+    x, source, indices = _raised(x), _raised(source), lowering.realised(_raised(indices))
+    dim %= x.rank
     part = TensorValue(indices.shape, source.dtype, source.at, cost=source.cost, is_load=source.is_load)
 
     def place(at: Coordinates) -> tuple[Coordinate, ...]:
         return (*at[:dim], position(indices.at(at), x.shape[dim]), *at[dim + 1 :])
 
-    return _scatter(lowering, _copied(lowering, x), part, place, frozenset((dim,)), accumulate)
+    result = _scatter(lowering, _copied(lowering, x), part, place, frozenset((dim,)), accumulate)
+    return reshaped(result, shape)
 
 
 @lowers(aten.scatter_add.default)
@@ -285,7 +289,9 @@ def lower_index_add(
     *,
     alpha: float = 1,
 ) -> TensorValue:
-    dim, indices = dim % max(x.rank, 1), lowering.realised(indices)
+    shape = x.shape
+    x, source, indices = _raised(x), _raised(source), lowering.realised(_raised(indices))
+    dim %= x.rank
     scale = constant_expr(alpha, x.dtype.compute)
 
     def scaled(at: Coordinates) -> Expr:
@@ -295,8 +301,8 @@ def lower_index_add(
         return cast(binary("mul", cast(element, x.dtype.compute), scale), x.dtype)
 
     def place(at: Coordinates) -> tuple[Coordinate, ...]:
-        row = indices.at((at[dim],) if indices.rank else ())
-        return (*at[:dim], position(row, x.shape[dim]), *at[dim + 1 :])
+        return (*at[:dim], position(indices.at((at[dim],)), x.shape[dim]), *at[dim + 1 :])
 
     part = TensorValue(source.shape, source.dtype, scaled, cost=source.cost)
-    return _scatter(lowering, _copied(lowering, x), part, place, frozenset((dim,)), "add")
+    result = _scatter(lowering, _copied(lowering, x), part, place, frozenset((dim,)), "add")
+    return reshaped(result, shape)

@@ -42,15 +42,18 @@ def elementwise(
 ) -> TensorValue:
     """The value `formula(*operands)` of a node, computed in `compute` (by default the result's own type).
 
+    Operands are brought to `compute` first, which rounds numbers too: x_bf16 < 0.1 compares with bfloat16's
+    0.1. Its arithmetic may be done in a wider type.
+
     formula: expressions of dtype `compute.compute` -> an expression of any dtype
     """
     result = node.meta["val"]
     dtype, shape = DTYPES[result.dtype], tuple(result.shape)
-    arithmetic = (compute or dtype).compute
-    values = [broadcast(_as_value(o, arithmetic), shape) for o in operands]
+    common = compute or dtype
+    values = [broadcast(_as_value(o, common), shape) for o in operands]
 
     def at(point: Coordinates) -> Expr:
-        return cast(formula(*(cast(v.at(point), arithmetic) for v in values)), dtype)
+        return cast(formula(*(cast(cast(v.at(point), common), common.compute) for v in values)), dtype)
 
     return TensorValue(shape, dtype, at, cost=cost + sum(v.cost for v in values))
 
@@ -214,10 +217,6 @@ def _clamped(low: Scalar | None, high: Scalar | None) -> Formula:
 # ---- two operands
 
 _ARITHMETIC: dict[Any, str] = {
-    aten.mul.Tensor: "mul",
-    aten.mul.Scalar: "mul",
-    aten.div.Tensor: "div",
-    aten.div.Scalar: "div",
     aten.remainder.Tensor: "mod",
     aten.remainder.Scalar: "mod",
     aten.fmod.Tensor: "fmod",
@@ -240,6 +239,10 @@ _ARITHMETIC: dict[Any, str] = {
     aten.bitwise_xor.Scalar: "xor",
     aten.bitwise_left_shift.Tensor: "shl",
     aten.bitwise_right_shift.Tensor: "shr",
+    aten.__lshift__.Tensor: "shl",
+    aten.__lshift__.Scalar: "shl",
+    aten.__rshift__.Tensor: "shr",
+    aten.__rshift__.Scalar: "shr",
 }
 _ON_BOOLS = {"mul": "and", "add": "or", "max": "or", "min": "and"}
 
@@ -256,21 +259,40 @@ def _operation(op: str) -> Formula:
     return formula
 
 
+@lowers(aten.mul.Tensor, aten.mul.Scalar)
+def lower_mul(_: Lowering, node: Node, a: Operand, b: Operand) -> TensorValue:
+    return _with_wide_numbers(node, _operation("mul"), a, b)
+
+
+@lowers(aten.div.Tensor, aten.div.Scalar)
+def lower_div(_: Lowering, node: Node, a: Operand, b: Operand) -> TensorValue:
+    return _with_wide_numbers(node, _operation("div"), a, b)
+
+
+def _with_wide_numbers(node: Node, formula: Formula, a: Operand, b: Operand) -> TensorValue:
+    """`formula(a, b)` where a number keeps its precision beside half ones, as eager has it."""
+    dtype = DTYPES[node.meta["val"].dtype]
+    is_number = not isinstance(b, TensorValue) or not b.rank
+    return elementwise(node, formula, a, b, compute=dtype.compute if is_number else dtype)
+
+
 @lowers(aten.add.Tensor, aten.add.Scalar)
 def lower_add(_: Lowering, node: Node, a: Operand, b: Operand, alpha: Scalar = 1) -> TensorValue:
     if alpha == 1:
         return elementwise(node, _operation("add"), a, b)
-    return elementwise(node, lambda x, y: binary("add", x, _times(y, alpha)), a, b, cost=2)
+    return elementwise(node, lambda x, y, s: binary("add", x, binary("mul", y, s)), a, b, alpha, cost=2)
 
 
 @lowers(aten.sub.Tensor, aten.sub.Scalar)
 def lower_sub(_: Lowering, node: Node, a: Operand, b: Operand, alpha: Scalar = 1) -> TensorValue:
-    return elementwise(node, lambda x, y: binary("sub", x, _times(y, alpha)), a, b, cost=1 + (alpha != 1))
+    if alpha == 1:
+        return elementwise(node, _operation("sub"), a, b)
+    return elementwise(node, lambda x, y, s: binary("sub", x, binary("mul", y, s)), a, b, alpha, cost=2)
 
 
 @lowers(aten.rsub.Scalar, aten.rsub.Tensor)
-def lower_rsub(_: Lowering, node: Node, a: Operand, b: Operand, alpha: Scalar = 1) -> TensorValue:
-    return elementwise(node, lambda x, y: binary("sub", y, _times(x, alpha)), a, b, cost=1 + (alpha != 1))
+def lower_rsub(lowering: Lowering, node: Node, a: Operand, b: Operand, alpha: Scalar = 1) -> TensorValue:
+    return lower_sub(lowering, node, b, a, alpha)
 
 
 @lowers(aten.div.Tensor_mode, aten.div.Scalar_mode)
@@ -278,10 +300,17 @@ def lower_div_mode(
     _: Lowering, node: Node, a: Operand, b: Operand, *, rounding_mode: str | None = None
 ) -> TensorValue:
     op = {"floor": "floordiv", "trunc": "truncdiv", None: "div"}[rounding_mode]
-    return elementwise(node, _operation(op), a, b)
+    return _with_wide_numbers(node, _operation(op), a, b)
 
 
-@lowers(aten.pow.Tensor_Scalar)
+def _is_refused_power(node: Node) -> str | None:
+    base, exponent = node.args
+    whole = isinstance(base, Node) and not node.meta["val"].dtype.is_floating_point
+    negative = isinstance(exponent, int | float) and exponent < 0
+    return "integers to negative powers, which torch refuses" if whole and negative else None
+
+
+@lowers(aten.pow.Tensor_Scalar, unless=_is_refused_power)
 def lower_pow_scalar(_: Lowering, node: Node, x: TensorValue, exponent: Scalar) -> TensorValue:
     if exponent == 2:
         return elementwise(node, lambda v: binary("mul", v, v), x)
@@ -293,7 +322,7 @@ def lower_pow_scalar(_: Lowering, node: Node, x: TensorValue, exponent: Scalar) 
         return elementwise(node, lambda v: unary("rsqrt", v), x)
     if exponent == 1:
         return elementwise(node, lambda v: v, x)
-    return elementwise(node, lambda v: binary("pow", v, constant_expr(exponent, v.dtype)), x)
+    return elementwise(node, _operation("pow"), x, exponent)
 
 
 _COMPARISONS: dict[Any, str] = {

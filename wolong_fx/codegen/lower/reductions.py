@@ -51,7 +51,7 @@ def reduction(
     compute: DType,
     finish: Callable[[Expr], Expr] = lambda e: e,
 ) -> TensorValue:
-    """`finish(op over dims of x)` with the reduced dimensions dropped, not yet in memory, of dtype `compute`."""
+    """`finish(op over dims of x)`, not yet in memory, without the reduced dimensions, of dtype `compute`."""
     over = {d: Var(f"k{len(lowering.ops)}_{d}", x.shape[d]) for d in dims}
     kept_shape = tuple(n for d, n in enumerate(x.shape) if d not in over)
     running = tuple(v for v in over.values() if v.extent != 1)
@@ -222,7 +222,9 @@ def lower_any_all(
     lowering: Lowering, node: Node, x: TensorValue, dim: Dims = None, keepdim: bool = False
 ) -> TensorValue:
     op = "any" if node.target in (aten.any.default, aten.any.dim, aten.any.dims) else "all"
-    return _settled(lowering, node, reduction(lowering, op, x, reduced_dims(dim, x.rank), DType.BOOL))
+    keeps_all = node.target in (aten.any.dims, aten.all.dims) and dim == []  # here, alone, [] means none
+    dims = () if keeps_all else reduced_dims(dim, x.rank)
+    return _settled(lowering, node, reduction(lowering, op, x, dims, DType.BOOL))
 
 
 # ---- softmax: maximum, exponentials, their sum

@@ -1,4 +1,4 @@
-"""How often a value would be computed if nobody kept it: uses seen through views, broadcasts counted twice."""
+"""How often a value would be computed if nobody kept it: seen through views, broadcasts counted twice."""
 
 from __future__ import annotations
 
