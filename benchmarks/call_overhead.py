@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter_ns
 
 import torch
 
 from wolong_fx import backend
 from wolong_fx.options import Options
+from wolong_fx.report.measure import add_output_arguments, machine, publish
 from wolong_fx.runtime import Executor, Kernel, KernelStep, Slot, load_kernel, team_size
 from wolong_fx.testing.handwritten import eight_tensors
 
@@ -108,7 +108,9 @@ def measure() -> dict[str, object]:
     """All of it, in nanoseconds a call."""
     team = team_size()
     return {
-        "torch": torch.__version__,
+        "benchmark": "call_overhead",
+        "machine": machine(),
+        "unit": "ns",
         "goal_ns": GOAL_NS,
         "one_thread": measure_call(threads=1),
         **({"cut_for_a_team": {"threads": team, **measure_call(threads=team)}} if team > 1 else {}),
@@ -116,24 +118,20 @@ def measure() -> dict[str, object]:
     }
 
 
-def show(results: dict[str, object]) -> None:
-    """Print results for a person."""
+def _screen(results: Mapping[str, object]) -> str:
+    lines = []
     for name, values in results.items():
-        print(f"{name}: {values}" if not isinstance(values, dict) else f"{name}:")
+        lines.append(f"{name}: {values}" if not isinstance(values, dict) else f"{name}:")
         for key, value in values.items() if isinstance(values, dict) else ():
-            print(f"  {key:20} {value:10,.0f}")
+            lines.append(f"  {key:20} {value:10,.0f}")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    as_json = parser.parse_args().json
-    results = measure()
-    if as_json:
-        print(json.dumps(results, indent=2))
-    else:
-        show(results)
+    add_output_arguments(parser)
+    publish(measure(), parser.parse_args(), _screen)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,10 @@ Contenders take turns; medians and quartiles of at least 30 samples; ratios are 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import wolong_fx
-from wolong_fx.report.measure import Contest, machine, measure_interleaved, write_json
+from wolong_fx.report.measure import Contest, add_output_arguments, machine, measure_interleaved, publish
 from wolong_fx.testing.models import GateLSTM, same_as_nn_lstm
 
 OURS = "wolong"
@@ -33,10 +31,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    results = measure(arguments)
-    if arguments.write:
-        write_json(arguments.write, results)
-    print(json.dumps(results, indent=2) if arguments.json else _screen(results))
+    publish(measure(arguments), arguments, _screen)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,8 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=0, help="of torch and of the kernel; 0 = all")
     parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out, e.g. inductor")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--write", type=Path, help="keep the results in this file")
+    add_output_arguments(parser)
     return parser
 
 
@@ -132,20 +126,24 @@ def _errors(contenders: dict[str, nn.Module], eager: GateLSTM, x_TBI: Tensor) ->
     return {"error": error, "error_over_eagers": error[OURS] / error["eager"]}
 
 
-def _screen(results: dict[str, object]) -> str:
+def _screen(results: Mapping[str, Any]) -> str:
     ms, speedup = results["ms"], results["speedup"]
     lines = [f"LSTM-{results['steps']}, batch {results['batch']}, hidden {results['hidden']}"]
-    for name, spread in ms.items():  # type: ignore[attr-defined]
-        ratio = "" if name == OURS else f"   {OURS} is {speedup[name]['median']:.1f}x faster"  # type: ignore[index]
+    for name, spread in ms.items():
+        ratio = "" if name == OURS else f"   {OURS} is {speedup[name]['median']:.1f}x faster"
         low, middle, high = spread["low"], spread["median"], spread["high"]
         lines.append(f"  {name:10} {middle:8.3f} ms  ({low:.3f} to {high:.3f}){ratio}")
-    lines.append(
-        f"  {results['kernel_launches']} kernel launch a call, fallbacks: {results['fallbacks'] or 'none'}"
+    seconds = results["first_call_s"]
+    first_calls = ", ".join(f"{name} {s:.1f} s" for name, s in seconds.items())
+    return "\n".join(
+        (
+            *lines,
+            f"  kernel launches a call: {results['kernel_launches']}",
+            f"  fallbacks: {results['fallbacks'] or 'none'}",
+            f"  first call with empty caches: {first_calls}",
+            f"  error against float64: {results['error_over_eagers']:.2f}x eager's",
+        )
     )
-    lines.append(
-        f"  first call: {results['first_call_s']} s; error {results['error_over_eagers']:.2f}x eager's"
-    )
-    return "\n".join(lines)
 
 
 def _say(line: str) -> None:

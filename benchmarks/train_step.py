@@ -10,15 +10,15 @@ Contenders take turns on the same batch; medians and quartiles of milliseconds.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 from hydra import compose, initialize_config_module
 
 import wolong_fx
-from wolong_fx.report.measure import Contest, machine, measure_interleaved
+from wolong_fx.report.measure import Contest, add_output_arguments, machine, measure_interleaved, publish
 from wolong_fx.train.config import TrainConfig, leave_compile_open, read_config
 from wolong_fx.train.data import load_corpus
 from wolong_fx.train.loop import Run
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_output_arguments(parser)
     parser.add_argument(
         "--inductor", action="store_true", help="measure Inductor too; it compiles for minutes"
     )
@@ -94,12 +94,22 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the main job's configuration")
     chosen = parser.parse_args()
     backends = ["eager", "wolong", *(["inductor"] if chosen.inductor else [])]
-    results = measure(backends, chosen.overrides, chosen.rounds)
-    if chosen.json:
-        print(json.dumps(results, indent=2))
-        return
-    for name, value in results.items():
-        print(f"{name:20} {value}")
+    publish(measure(backends, chosen.overrides, chosen.rounds), chosen, _screen)
+
+
+def _screen(results: Mapping[str, Any]) -> str:
+    lines = ["a training step of the main job: forward and backward, milliseconds"]
+    for name, spread in results["forward_backward_ms"].items():
+        lines.append(f"  {name:10} {spread['median']:8.2f}  ({spread['low']:.2f} to {spread['high']:.2f})")
+    for name, ratio in results["speedup"].items():
+        lines.append(f"  wolong is {ratio['median']:.2f}x as fast as {name}")
+    lines.append(
+        f"  gradient error, relative to eager's gradients: {results['gradient_error']['wolong']:.1e}"
+    )
+    lines.append(
+        f"  kernel launches: {results['kernel_launches']}; fallbacks: {results['fallbacks'] or 'none'}"
+    )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

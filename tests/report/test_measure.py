@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import argparse
 import json
 import time
 
 import pytest
 
-from wolong_fx.report.measure import Contest, Spread, machine, measure_interleaved, processor_name, write_json
+from wolong_fx.report.measure import (
+    Contest,
+    Spread,
+    add_output_arguments,
+    machine,
+    measure_interleaved,
+    processor_name,
+    publish,
+)
 
 
 def test_contenders_are_measured_in_turn():
@@ -38,8 +47,20 @@ def test_the_processor_is_named(tmp_path):
     assert processor_name(tmp_path / "missing")
 
 
-def test_results_can_be_kept_as_json(tmp_path):
-    write_json(tmp_path / "new" / "results.json", machine() | Contest({"a": [1.0, 2.0, 3.0]}).as_json())
-    kept = json.loads((tmp_path / "new" / "results.json").read_text())
+def test_results_go_to_the_screen_and_to_a_file(tmp_path, capsys):
+    file = tmp_path / "new" / "results.json"
+    parser = argparse.ArgumentParser()
+    add_output_arguments(parser)
+    results = machine() | Contest({"a": [1.0, 2.0, 3.0]}).as_json()
+    publish(results, parser.parse_args(["--write", str(file)]), lambda r: f"a: {r['a']['median']}")
+    assert capsys.readouterr().out == "a: 2.0\n"
+    kept = json.loads(file.read_text())
     assert kept["a"] == {"low": 1.5, "median": 2.0, "high": 2.5, "samples": 3}
     assert kept["processors"] >= 1
+
+
+def test_machines_get_one_json_object(capsys):
+    parser = argparse.ArgumentParser()
+    add_output_arguments(parser)
+    publish({"a": 1}, parser.parse_args(["--json"]), lambda r: "for a person")
+    assert json.loads(capsys.readouterr().out) == {"a": 1}

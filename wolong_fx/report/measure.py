@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -111,7 +112,20 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Keep results in a file, its folders made as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """The two ways every benchmark can put its results: --json and --write FILE."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="keep the results in this file, as JSON")
+
+
+def publish(
+    results: Mapping[str, object],
+    arguments: argparse.Namespace,
+    screen: Callable[[Mapping[str, object]], str],
+) -> None:
+    """Print results, for a machine or by `screen` for a person, and keep them if the arguments say so."""
+    text = json.dumps(results, indent=2)
+    if arguments.write:
+        arguments.write.parent.mkdir(parents=True, exist_ok=True)
+        arguments.write.write_text(text + "\n")
+    print(text if arguments.json else screen(results))
