@@ -134,6 +134,19 @@ def failures_of_dynamo() -> tuple[type[Exception], ...]:
     return (exc.TorchDynamoException,)
 
 
+def trace_again(function: Callable[..., Any]) -> None:
+    """Let Dynamo look at the code of `function` again after it decided to skip it.
+
+    A call that ends in an exception of the model makes it skip that code for ever. 2.13.
+    """
+    from torch._C._dynamo.eval_frame import set_code_exec_strategy
+    from torch._dynamo.types import FrameAction, FrameExecStrategy
+
+    code = getattr(function, "__code__", None)
+    if code is not None:
+        set_code_exec_strategy(code, FrameExecStrategy(FrameAction.DEFAULT, FrameAction.DEFAULT))
+
+
 def innermost_backend(compiler: Any) -> Any:
     """The backend function below the wrappers of torch.compile and Dynamo. 2.11, 2.13.
 

@@ -123,6 +123,9 @@ class Compilation:
                 return compiled(*args, **kwargs)
             except failures as error:
                 failure = error
+            except Exception:  # of the model, say for a bad input: the next call is a good one
+                _torch_compat.trace_again(self._function)
+                raise
             return self._call_after(failure, args, kwargs)
 
         return call
