@@ -58,3 +58,14 @@ def test_memory_reuse_keeps_results_in_any_block_order():
     program = plan_of(chain(6), *inputs)
     for seed in range(3):
         torch.testing.assert_close(run_program(program, list(inputs), seed=seed)[0], chain(6)(*inputs))
+
+
+def test_a_result_of_several_stores_does_not_take_an_operands_place():
+    def joined(x):
+        first = torch.cat([x, x], 1)[:, :3] * 0.3
+        second = torch.cat([first.tanh(), first], 1)
+        return second[:, 1:4] @ x, second[:, :3].amax(0)
+
+    x = torch.randn(3, 3)
+    program = build_program(trace_core(joined, x), Options.of(), Ledger(), lambda op: op.domain)
+    torch.testing.assert_close(run_program(program, [x]), list(joined(x)))

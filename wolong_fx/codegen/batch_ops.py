@@ -97,8 +97,11 @@ def _open_buffer(buffer: Buffer) -> object:
 
 
 def _open_index(access: Access, renamed: dict[Var, Var]) -> object:
-    """The index with the constants of its affine coordinates left open."""
-    return tuple(i.substitute(renamed).terms if isinstance(i, Index) else i.check for i in access.index)
+    """The index with the constants of its affine coordinates left open; beside a gathered one they are not."""
+    opened = [i.substitute(renamed) if isinstance(i, Index) else i.check for i in access.index]
+    if access.gathers:
+        return tuple(opened)
+    return tuple(i.terms if isinstance(i, Index) else i for i in opened)
 
 
 # ---- a group of isomorphic operators

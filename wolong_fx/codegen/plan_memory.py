@@ -107,12 +107,12 @@ def _lowest_gap(size: int, span: LiveRange, placed: list[tuple[int, int, LiveRan
 def _share_in_place(program: Program, ranges: Mapping[Buffer, LiveRange]) -> list[list[Buffer]]:
     """Groups of temporaries at one address: a result may take the place of an operand that dies with it."""
     head: dict[Buffer, Buffer] = {b: b for b in ranges}
-    writers = _writer_counts(program)
+    stores = _store_counts(program)
     for position, stage in enumerate(s for s in program.body if isinstance(s, Stage)):
         reading = _reader_counts(stage)
         for op in stage.ops:
             for target, dying in _pairs(op, position, program, ranges):
-                alone = reading[dying] == 1 and writers[target] == 1
+                alone = reading[dying] == 1 and stores[target] == 1
                 if alone and head[target] is target:
                     head[target] = head[dying]
     groups: dict[Buffer, list[Buffer]] = defaultdict(list)
@@ -155,11 +155,11 @@ def _reads_what_it_writes(load: Load, index: tuple[object, ...]) -> bool:
     return load.fill is None and not load.access.gathers and load.access.index == index
 
 
-def _writer_counts(program: Program) -> dict[Buffer, int]:
+def _store_counts(program: Program) -> dict[Buffer, int]:
     counts: dict[Buffer, int] = defaultdict(int)
     for op in program.ops():
-        for buffer in op.writes():
-            counts[buffer] += 1
+        for store in op.stores:
+            counts[store.access.buffer] += 1
     return counts
 
 
