@@ -152,15 +152,24 @@ def test_levels_respect_dependences():
 HALVE, TURN = (lambda x: x * 0.5), (lambda x: x.transpose(0, 1).clone())
 POINTWISE = [torch.tanh, torch.sigmoid, torch.neg, torch.abs, HALVE, TURN]
 JOINS = [torch.add, torch.mul, torch.maximum, lambda a, b: a @ b * 0.1]
+JOINS += [
+    lambda a, b: torch.cat([a.tanh(), b, a], 1)[:, 1 : 1 + a.shape[1]],
+    lambda a, b: torch.stack([a, b], -1)[..., 1] + a,
+    lambda a, b: torch.stack([row @ b * 0.1 for row in a.unsqueeze(1)]).squeeze(1),
+    lambda a, b: a.scatter_add(0, torch.zeros(1, a.shape[1], dtype=torch.int64), b[:1]),
+    lambda a, b: torch.slice_scatter(a, b[:1], 0, 0, 1),
+]
 WHOLE = [lambda x: x - x.mean(1, keepdim=True), lambda x: torch.softmax(x, 0), lambda x: x.flip(0)]
+WHOLE += [
+    lambda x: torch.constant_pad_nd(x, [1, 1])[:, : x.shape[1]],
+    lambda x: x.index_select(0, torch.arange(x.shape[0]).flip(0)),
+]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.data())
-def test_random_graphs_give_eagers_results(data):
-    size = data.draw(st.sampled_from([1, 3, 6]))
+def random_function(data):
+    """A function of two square matrices that draws on every kind of operator."""
     plan = [
-        tuple(data.draw(st.integers(0, most)) for most in (2, 50, 50, 9))
+        tuple(data.draw(st.integers(0, most)) for most in (2, 50, 50, 50))
         for _ in range(data.draw(st.integers(1, 12)))
     ]
     outputs = data.draw(st.integers(1, 3))
@@ -174,7 +183,20 @@ def test_random_graphs_give_eagers_results(data):
             values.append(operation(a, b) if kind == 1 else operation(a))
         return tuple(values[-outputs:]) if len(values) > outputs + 2 else values[-1] + 0
 
-    check(function, torch.randn(size, size), torch.randn(size, size))
+    return function
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_random_graphs_give_the_same_results_with_any_steps_disabled(data):
+    size = data.draw(st.sampled_from([1, 3, 6]))
+    function, inputs = random_function(data), (torch.randn(size, size), torch.randn(size, size))
+    names = [name for name, _ in STEPS]
+    disable = data.draw(st.one_of(st.just([]), st.lists(st.sampled_from(names), unique=True)))
+    optimised = check(function, *inputs, disable=tuple(disable))
+    plain = program_of(function, *inputs, disable=tuple(names))
+    for a, b in zip(run_program(optimised, list(inputs)), run_program(plain, list(inputs)), strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
 
 
 def test_lanes_run_along_memory_whatever_the_last_reader_wants():
