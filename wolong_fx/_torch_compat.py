@@ -140,11 +140,12 @@ def trace_again(function: Callable[..., Any]) -> None:
     A call that ends in an exception of the model makes it skip that code for ever. 2.13.
     """
     from torch._C._dynamo.eval_frame import set_code_exec_strategy
-    from torch._dynamo.types import FrameAction, FrameExecStrategy
+    from torch._dynamo import types
 
     code = getattr(function, "__code__", None)
     if code is not None:
-        set_code_exec_strategy(code, FrameExecStrategy(FrameAction.DEFAULT, FrameAction.DEFAULT))
+        default = types.FrameAction.DEFAULT  # type: ignore[attr-defined]
+        set_code_exec_strategy(code, types.FrameExecStrategy(default, default))  # type: ignore[attr-defined]
 
 
 def innermost_backend(compiler: Any) -> Any:

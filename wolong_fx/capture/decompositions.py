@@ -11,6 +11,8 @@ from torch import Tensor
 
 from wolong_fx import _torch_compat
 
+aten = torch.ops.aten
+
 # Core ATen keeps these whole. Their parts are reductions and pointwise operators that fuse with their like.
 BELOW_CORE = (
     "native_layer_norm",
@@ -38,7 +40,7 @@ def decomposition_table() -> Mapping[Any, Callable[..., Any]]:
     """Operator overload -> its decomposition. Made once: the export table takes a moment to build."""
     core = torch.export.default_decompositions()
     kept = {op: rule for op, rule in core.items() if not _stays_whole(op)}
-    below = _torch_compat.get_decompositions([getattr(torch.ops.aten, name) for name in BELOW_CORE])
+    below = _torch_compat.get_decompositions([getattr(aten, name) for name in BELOW_CORE])
     return kept | below | OURS
 
 
@@ -67,6 +69,6 @@ def _stays_whole(op: Any) -> bool:
 
 # Core ATen operators that torch has no rule for, or one that leaves ATen.
 OURS = {
-    torch.ops.aten.var_mean.correction: decompose_var_mean,
-    torch.ops.aten._weight_norm_interface_backward.default: decompose_weight_norm_backward,
+    aten.var_mean.correction: decompose_var_mean,
+    aten._weight_norm_interface_backward.default: decompose_weight_norm_backward,
 }
