@@ -143,7 +143,7 @@ def trace_again(function: Callable[..., Any]) -> None:
     from torch._dynamo import types
 
     code = getattr(function, "__code__", None)
-    if code is not None:
+    if code is not None and hasattr(types, "FrameExecStrategy"):
         default = types.FrameAction.DEFAULT  # type: ignore[attr-defined]
         set_code_exec_strategy(code, types.FrameExecStrategy(default, default))  # type: ignore[attr-defined]
 
