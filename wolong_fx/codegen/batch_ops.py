@@ -97,7 +97,7 @@ def _open_buffer(buffer: Buffer) -> object:
 
 
 def _open_index(access: Access, renamed: dict[Var, Var]) -> object:
-    """The index with the constants of its affine coordinates left open; beside a gathered one they are not."""
+    """The index with the constants of its affine coordinates left open, unless one is gathered."""
     opened = [i.substitute(renamed) if isinstance(i, Index) else i.check for i in access.index]
     if access.gathers:
         return tuple(opened)

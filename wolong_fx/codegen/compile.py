@@ -39,7 +39,7 @@ def _collapse_all(ops: list[OpInst], _ledger: Ledger) -> list[OpInst]:
 
 
 PACK = "pack-operands"
-"""The target's own step, after those of STEPS: operands that many operators stream, copied into their order."""
+"""The target's own step, after those of STEPS: what many operators stream is copied into their order."""
 
 Step = Callable[[list[OpInst], Ledger], list[OpInst]]
 

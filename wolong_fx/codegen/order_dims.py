@@ -1,7 +1,7 @@
 """Which dimension runs over lanes: the one along which most accesses touch neighbours.
 
-A domain's order is the accident of its first reader: fused with a result that is kept transposed, a whole LSTM
-cell would step through memory by rows.
+A domain's order is the accident of its first reader: fused with a result that is kept transposed, a whole
+LSTM cell would step through memory by rows.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from wolong_fx.ir.expr import (
     map_access,
     rebuild,
     walk,
+    with_args,
 )
 from wolong_fx.ir.index import Index, IndexLike, Var
 from wolong_fx.ir.program import Dim, OpInst, Store
@@ -125,21 +126,8 @@ def _key(node: Expr, args: Sequence[Expr]) -> tuple[object, ...]:
 
 
 def _with_args(node: Expr, args: Sequence[Expr]) -> Expr:
-    if all(a is b for a, b in zip(node.args, args, strict=True)):
-        return node
-    match node:
-        case Load(access, fill):
-            values = iter(args)
-            place = tuple(Gather(next(values), i.check) if isinstance(i, Gather) else i for i in access.index)
-            return Load(Access(access.buffer, place), fill)
-        case Cast():
-            return Cast(args[0], node.to)
-        case Unary():
-            return Unary(node.op, args[0])
-        case Binary():
-            return Binary(node.op, args[0], args[1])
-        case Where():
-            return Where(*args)
-        case Reduce():
-            return Reduce(node.op, node.over, args[0])
-    raise AssertionError(type(node))
+    if not isinstance(node, Load) or not args:
+        return with_args(node, args)
+    values = iter(args)
+    place = tuple(Gather(next(values), i.check) if isinstance(i, Gather) else i for i in node.access.index)
+    return Load(Access(node.access.buffer, place), node.fill)

@@ -8,7 +8,7 @@ An expression is a DAG of immutable nodes, closed and in SSA: sharing a node mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from wolong_fx.ir.index import Index, Var
@@ -277,16 +277,20 @@ def _copy(
     index: Callable[[Index], Index],
     change_access: Callable[[Access], Access],
 ) -> Expr:
-    args = [new[id(a)] for a in node.args]
-    same = all(a is b for a, b in zip(args, node.args, strict=True))
     match node:
         case Load(access, fill):
             mapped = change_access(map_access(access, lambda e: new[id(e)], index))
             return node if mapped is access else Load(mapped, fill)
         case IndexValue(i):
             return node if index(i) == i else IndexValue(index(i))
-        case _ if same:
-            return node
+    return with_args(node, [new[id(a)] for a in node.args])
+
+
+def with_args(node: Expr, args: Sequence[Expr]) -> Expr:
+    """A node that is no load on other operands; the node itself if they are the ones it has."""
+    if all(a is b for a, b in zip(node.args, args, strict=True)):
+        return node
+    match node:
         case Cast():
             return Cast(args[0], node.to)
         case Unary():

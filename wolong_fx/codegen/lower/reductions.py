@@ -67,10 +67,13 @@ def reduction(
 
 def _settled(lowering: Lowering, node: Node, value: TensorValue) -> TensorValue:
     """The reduction in memory, in the node's dtype and shape (keepdim puts back dimensions of extent 1)."""
-    result = node.meta["val"]
-    dtype = DTYPES[result.dtype]
+    return _shaped(lowering, value, node.meta["val"])
+
+
+def _shaped(lowering: Lowering, value: TensorValue, like: torch.Tensor) -> TensorValue:
+    dtype = DTYPES[like.dtype]
     narrowed = TensorValue(value.shape, dtype, lambda at: cast(value.at(at), dtype), cost=value.cost)
-    return reshaped(kept(lowering, narrowed), tuple(result.shape))
+    return reshaped(kept(lowering, narrowed), tuple(like.shape))
 
 
 # ---- sums and products
@@ -157,12 +160,6 @@ def lower_var_mean(
     pair = _variance(lowering, node, x, dim, 1 if correction is None else correction)
     results = node.meta["val"]
     return [_shaped(lowering, v, r) for v, r in zip(pair, results, strict=True)]
-
-
-def _shaped(lowering: Lowering, value: TensorValue, like: torch.Tensor) -> TensorValue:
-    dtype = DTYPES[like.dtype]
-    narrowed = TensorValue(value.shape, dtype, lambda at: cast(value.at(at), dtype), cost=value.cost)
-    return reshaped(kept(lowering, narrowed), tuple(like.shape))
 
 
 # ---- extremes

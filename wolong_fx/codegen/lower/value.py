@@ -67,7 +67,7 @@ def constant(value: float | int | bool, dtype: DType, shape: tuple[int, ...] = (
     return TensorValue(shape, dtype, lambda at: expr)
 
 
-def constant_expr(value: float | int | bool, dtype: DType) -> Expr:
+def constant_expr(value: float | int | bool, dtype: DType) -> Const:
     """A constant of any dtype; half precisions are rounded here, once."""
     if dtype is DType.BOOL:
         return Const(bool(value), dtype)

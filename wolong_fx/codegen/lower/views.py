@@ -213,7 +213,7 @@ def padded(
 ) -> TensorValue:
     """`x` inside a larger (or smaller) tensor, `before[d]` elements from its start; `fill` around it."""
     buffer = lowering.as_buffer(x)
-    fill = constant_expr(fill, x.dtype).value  # type: ignore[attr-defined]
+    fill = constant_expr(fill, x.dtype).value
 
     def at(point: Coordinates) -> Expr:
         return Load(Access(buffer, tuple(i - b for i, b in zip(point, before, strict=True))), fill)
@@ -268,7 +268,7 @@ def _overlaid(
     def at(point: Coordinates) -> Expr:
         offset = point[dim] - start
         inside = tuple((offset // step) if d == dim else i for d, i in enumerate(point))
-        new = Load(Access(buffer, inside), constant_expr(0, x.dtype).value)  # type: ignore[attr-defined]
+        new = Load(Access(buffer, inside), constant_expr(0, x.dtype).value)
         return Where(_is_multiple_below(offset, step, count), new, x.at(point))
 
     return TensorValue(x.shape, x.dtype, at, cost=x.cost + 2)
