@@ -187,7 +187,7 @@ def trace_rnn_modules_for(is_ours: Callable[[Any], bool]) -> bool:
             return wrap(self, value)
 
     wrap_module._is_wolong_patch = True  # type: ignore[attr-defined]
-    VariableBuilder.wrap_module = wrap_module  # type: ignore[method-assign]
+    VariableBuilder.wrap_module = wrap_module
     return True
 
 

@@ -56,7 +56,7 @@ class _Assembler:
                 return self._partition(node, graph_module, known)
         if node.target is operator.getitem and is_partition(node.args[0]):
             return known[node.args[0]][node.args[1]]  # type: ignore[index]
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), known.__getitem__)  # type: ignore[misc]
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), known.__getitem__)
         return self._call(node.target, args, kwargs)
 
     def _partition(self, node: Node, graph_module: GraphModule, known: dict[Node, Any]) -> Sequence[object]:

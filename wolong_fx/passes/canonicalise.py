@@ -31,7 +31,7 @@ class Canonicalise(NodePass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, node: Node) -> Rewrite | None:
-        spell, meaning = SPELLINGS.get(node.target, (None, ""))  # type: ignore[call-overload]
+        spell, meaning = SPELLINGS.get(node.target, (None, ""))
         if spell and (by := spell(node)) is not None:
             return Rewrite(node, by, meaning)
         if isinstance(node.target, OpOverload) and (plain := _plain_arguments(node)):
@@ -161,9 +161,9 @@ def _bounded_slice(node: Node) -> Replacement | None:
     """slice with its dimension from 0 and bounds inside the tensor."""
     operand = node.args[0]
     dim, start, end, step = (find_argument(node, n, d) for n, d in _SLICE_DEFAULTS)
-    size = shape_of(operand)[dim]  # type: ignore[arg-type]
+    size = shape_of(operand)[dim]
     start, end, step = slice(start, end, step).indices(size)
-    args = (operand, dim % len(shape_of(operand)), start, max(start, end), step)  # type: ignore[arg-type]
+    args = (operand, dim % len(shape_of(operand)), start, max(start, end), step)
     args = args if step != 1 else args[:-1]
     return None if node.args == args and not node.kwargs else Call(aten.slice.Tensor, args)
 
@@ -173,7 +173,7 @@ _SLICE_DEFAULTS = (("dim", 0), ("start", None), ("end", None), ("step", 1))
 
 def _counted_select(node: Node) -> Replacement | None:
     operand, dim, index = node.args[0], find_argument(node, "dim"), find_argument(node, "index")
-    rank, size = len(shape_of(operand)), shape_of(operand)[dim]  # type: ignore[arg-type]
+    rank, size = len(shape_of(operand)), shape_of(operand)[dim]
     if dim >= 0 and index >= 0:
         return None
     return Call(aten.select.int, (operand, dim % rank, index % size))
@@ -185,7 +185,7 @@ def _part_of_split(node: Node) -> Replacement | None:
     if not isinstance(whole, Node) or whole.target not in _PARTED or not isinstance(index, int):
         return None
     operand, dim = whole.args[0], find_argument(whole, "dim", 0)
-    dim %= len(shape_of(operand))  # type: ignore[arg-type]
+    dim %= len(shape_of(operand))
     index %= len(value_of(whole))
     if whole.target is aten.unbind.int:
         return Call(aten.select.int, (operand, dim, index))
@@ -206,7 +206,7 @@ def _cat_of_stack(node: Node) -> Replacement | None:
 
 def _over_all_dimensions(node: Node) -> Replacement | None:
     target = getattr(node.target.overloadpacket, _REDUCTIONS[node.target])  # type: ignore
-    dims = list(range(len(shape_of(node.args[0]))))  # type: ignore[arg-type]
+    dims = list(range(len(shape_of(node.args[0]))))
     return Call(target, (node.args[0], dims), node.kwargs)
 
 
@@ -217,7 +217,7 @@ def _every_dimension(node: Node) -> Replacement | None:
     """A reduction over no dimension in particular is one over all of them."""
     if find_argument(node, "dim", []) not in ([], None):
         return None
-    dims = list(range(len(shape_of(node.args[0]))))  # type: ignore[arg-type]
+    dims = list(range(len(shape_of(node.args[0]))))
     return Call(node.target, (node.args[0], dims, *node.args[2:]), node.kwargs) if dims else None  # type: ignore
 
 

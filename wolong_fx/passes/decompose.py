@@ -110,7 +110,7 @@ def _trace(node: Node) -> GraphModule:
 
     def compute(*values: Any) -> Any:
         known = dict(zip(inputs, values, strict=True))
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), known.__getitem__)  # type: ignore[misc]
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), known.__getitem__)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     return _torch_compat.trace_to_aten(compute, values_in(tuple(inputs)), _decompositions(node.target))

@@ -175,7 +175,7 @@ class Editor:
             return self._place_call(argument, origin, fresh) if isinstance(argument, Call) else argument
 
         args, kwargs = map_aggregate(tuple(call.args), place), map_aggregate(dict(call.kwargs), place)
-        node = fresh[call] = self.graph.call_function(call.target, args, kwargs)  # type: ignore[arg-type]
+        node = fresh[call] = self.graph.call_function(call.target, args, kwargs)
         node.meta = self._provenance(origin)
         node.meta["val"] = self._value_of_call(node)
         return node

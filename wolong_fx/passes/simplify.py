@@ -30,7 +30,7 @@ class Simplify(NodePass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, node: Node) -> Rewrite | None:
-        for rule, because in RULES.get(node.target, ()):  # type: ignore[call-overload]
+        for rule, because in RULES.get(node.target, ()):
             if (by := rule(node)) is not None:
                 return Rewrite(node, by, because)
         return None
@@ -199,7 +199,7 @@ def _cat_of_all_slices(node: Node) -> Replacement | None:
     whole = parts[0].args[0]
     bounds = [0, *(p.args[3] for p in parts)]
     is_whole = all(p.args[0] is whole and p.args[2] == start for p, start in zip(parts, bounds, strict=False))
-    return _kept(node, whole) if is_whole and bounds[-1] == shape_of(whole)[dim] else None  # type: ignore
+    return _kept(node, whole) if is_whole and bounds[-1] == shape_of(whole)[dim] else None
 
 
 def _cat_of_all_selects(node: Node) -> Replacement | None:
@@ -210,7 +210,7 @@ def _cat_of_all_selects(node: Node) -> Replacement | None:
         return None
     whole = rows[0].args[0]  # type: ignore[union-attr]
     is_in_order = all(r.args == (whole, dim, i) for i, r in enumerate(rows))  # type: ignore[union-attr]
-    is_put_back = all(_without(shape_of(p), dim) == shape_of(r) for p, r in zip(parts, rows, strict=True))  # type: ignore
+    is_put_back = all(_without(shape_of(p), dim) == shape_of(r) for p, r in zip(parts, rows, strict=True))
     return _kept(node, whole) if is_in_order and is_put_back else None
 
 

@@ -95,7 +95,7 @@ class GraphBuilder:
         node = self.graph.call_function(target, args, kwargs)
         values = map_arg((args, kwargs), lambda n: n.meta["val"])
         with self.fake_mode:
-            node.meta["val"] = target(*values[0], **values[1])  # type: ignore[index]
+            node.meta["val"] = target(*values[0], **values[1])
         if isinstance(node.meta["val"], Tensor):
             self.nodes.append(node)
         return node

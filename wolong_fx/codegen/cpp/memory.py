@@ -47,7 +47,7 @@ class Context:
     inner: frozenset[Var] = frozenset()
 
     def inside(self, scopes: Scopes, env: dict[Var, Index], **changes: object) -> Context:
-        return replace(self, scopes=scopes, env={**self.env, **env}, **changes)  # type: ignore[arg-type]
+        return replace(self, scopes=scopes, env={**self.env, **env}, **changes)
 
 
 @dataclass

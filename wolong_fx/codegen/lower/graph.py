@@ -107,7 +107,7 @@ class Lowering:
         self._settle_early_operands(node)
         args = map_aggregate(node.args, self._operand)
         kwargs = map_aggregate(node.kwargs, self._operand)
-        return lowering(self, node, *args, **kwargs)  # type: ignore[arg-type]
+        return lowering(self, node, *args, **kwargs)
 
     def _operand(self, arg: Any) -> Any:
         return self.values[arg] if isinstance(arg, Node) else arg
