@@ -123,7 +123,8 @@ def _screen(results: Mapping[str, object]) -> str:
     for name, values in results.items():
         lines.append(f"{name}: {values}" if not isinstance(values, dict) else f"{name}:")
         for key, value in values.items() if isinstance(values, dict) else ():
-            lines.append(f"  {key:20} {value:10,.0f}")
+            shown = f"{value:10,.0f}" if isinstance(value, float | int) else f"{value:>10}"
+            lines.append(f"  {key:20} {shown}")
     return "\n".join(lines)
 
 
