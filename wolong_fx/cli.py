@@ -89,7 +89,7 @@ def show_passes(arguments: argparse.Namespace) -> None:
     options = Options.of()
     check_names(options.disable, step_names(), where="disable")
     steps = [(p.name, p.numerics.value, sys.modules[type(p).__module__].__doc__) for p in pass_table(options)]
-    steps += [(name, "", step.__doc__) for name, step in codegen.STEPS]
+    steps += [(name, "", doc) for name, doc in codegen.STEP_DOCS.items()]
     rows = [
         (name, "off" if name in options.disable else "on", numerics, _first_sentence(name, text))
         for name, numerics, text in steps

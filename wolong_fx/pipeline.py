@@ -52,7 +52,7 @@ def pass_table(options: Options) -> tuple[Pass, ...]:
 
 def step_names() -> tuple[str, ...]:
     """Every name that Options.disable may hold: the passes, then the steps of code generation."""
-    return (*(a_pass.name for a_pass in pass_table(Options())), *codegen.STEP_NAMES)
+    return (*(a_pass.name for a_pass in pass_table(Options())), *codegen.STEP_DOCS)
 
 
 def check_options(options: Options) -> None:

@@ -19,7 +19,7 @@ from wolong_fx.codegen.lower import lower_graph
 from wolong_fx.codegen.order_dims import order_dims
 from wolong_fx.codegen.plan_memory import plan_memory
 from wolong_fx.codegen.schedule_ops import schedule_ops
-from wolong_fx.codegen.targets import find_target
+from wolong_fx.codegen.targets import Target, find_target
 from wolong_fx.ir.happens_before import check_races, remove_redundant_barriers
 from wolong_fx.ir.program import OpInst, Program
 from wolong_fx.ir.text import print_program
@@ -53,8 +53,8 @@ STEPS: tuple[tuple[str, Step], ...] = (
 )
 """What happens to the operators between lowering and scheduling."""
 
-STEP_NAMES = (*(name for name, _ in STEPS), PACK)
-"""Steps that may be disabled by name."""
+STEP_DOCS = {name: step.__doc__ or "" for name, step in STEPS} | {PACK: Target.pack_operands.__doc__ or ""}
+"""Every step that may be disabled by name, in order, and what it does."""
 
 
 def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
