@@ -42,10 +42,16 @@ def run_aot_autograd(gm: fx.GraphModule, inputs: Sequence[Any], **compilers: Any
 
 
 def min_cut_partition(joint: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> tuple[Any, Any]:
-    """Forward and backward of a joint graph, saving as little as a minimum cut allows. 2.11, 2.13."""
+    """Forward and backward of a joint graph, saving as little as a minimum cut allows. 2.13.
+
+    Views are made again in the backward, where they cost nothing: saved, each would be an ATen call and an
+    output of the forward, say one a time step of an input that is saved as a whole anyway.
+    """
+    from torch._functorch import config
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
-    return min_cut_rematerialization_partition(joint, inputs, **kwargs)
+    with config.patch({name: True for name in ("recompute_views",) if hasattr(config, name)}):
+        return min_cut_rematerialization_partition(joint, inputs, **kwargs)
 
 
 def remove_common_subexpressions(graph: fx.Graph) -> fx.Graph:
