@@ -1,17 +1,12 @@
-"""The walk over an FX partition: values by node, buffers where memory is needed, an operator instance for
-each.
-"""
+"""What the rest of the compiler asks of lowering: may this node be lowered, and lower this partition."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_aggregate
 
 from wolong_fx.codegen.lower import (  # noqa: F401  (imported for their registrations)
     creation,
@@ -21,16 +16,11 @@ from wolong_fx.codegen.lower import (  # noqa: F401  (imported for their registr
     reductions,
     views,
 )
+from wolong_fx.codegen.lower.lowering import Lowering
 from wolong_fx.codegen.lower.registry import DOUBTS, LOWERINGS
-from wolong_fx.codegen.lower.uses import count_heavy_depth, count_uses
-from wolong_fx.codegen.lower.value import DTYPES, TensorValue, of_buffer, reindexed
-from wolong_fx.errors import UnsupportedOperator
-from wolong_fx.ir.expr import Access
-from wolong_fx.ir.index import Index, Var
-from wolong_fx.ir.program import Dim, OpInst, Store
-from wolong_fx.ir.types import Buffer, BufferKind, DType
-
-INLINE_COST = 0  # a value used more than once is recomputed only if it costs no more operations than this
+from wolong_fx.codegen.lower.value import DTYPES
+from wolong_fx.ir.program import OpInst
+from wolong_fx.ir.types import Buffer
 
 
 @dataclass
@@ -63,151 +53,6 @@ def lower_graph(gm: GraphModule) -> LoweredGraph:
     for node in gm.graph.nodes:
         lowering.visit(node)
     return LoweredGraph(lowering.ops, [*lowering.inputs, *lowering.outputs])
-
-
-@dataclass
-class Lowering:
-    """State of the walk; what the lowerings of the table may use."""
-
-    gm: GraphModule
-    ops: list[OpInst] = field(default_factory=list)
-    inputs: list[Buffer] = field(default_factory=list)
-    outputs: list[Buffer] = field(default_factory=list)
-    others: list[Buffer] = field(default_factory=list)
-    values: dict[Node, Any] = field(default_factory=dict)
-    node: Node | None = None
-    kept: dict[TensorValue, Buffer] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.uses = count_uses(self.gm.graph)
-        self.depth = count_heavy_depth(self.gm.graph)
-
-    def visit(self, node: Node) -> None:
-        """Lower one node."""
-        self.node = node
-        match node.op:
-            case "placeholder":
-                self.inputs.append(_buffer_like(node.name, node.meta["val"], BufferKind.INPUT))
-                self.values[node] = of_buffer(self.inputs[-1])
-            case "get_attr":
-                self.values[node] = of_buffer(
-                    self.constant_buffer(node.name, _attribute(self.gm, str(node.target)))
-                )
-            case "call_function":
-                self.values[node] = self._settle(node, self._call(node))
-            case "output":
-                self._finish(node.args[0])  # type: ignore[arg-type]
-
-    def _call(self, node: Node) -> Any:
-        if node.target is operator.getitem:
-            return self.values[node.args[0]][node.args[1]]  # type: ignore[index]
-        lowering = LOWERINGS.get(node.target)
-        if lowering is None:
-            raise UnsupportedOperator(operator=str(node.target), because="it has no lowering")
-        self._settle_early_operands(node)
-        args = map_aggregate(node.args, self._operand)
-        kwargs = map_aggregate(node.kwargs, self._operand)
-        return lowering(self, node, *args, **kwargs)
-
-    def _operand(self, arg: Any) -> Any:
-        return self.values[arg] if isinstance(arg, Node) else arg
-
-    def _settle(self, node: Node, value: Any) -> Any:
-        """Give a value memory if several users would otherwise compute it several times."""
-        if not isinstance(value, TensorValue) or value.cost <= INLINE_COST or self.uses[node] <= 1:
-            return value
-        return of_buffer(self.as_buffer(value))
-
-    def _settle_early_operands(self, node: Node) -> None:
-        """Keep in memory what is ready long before the other operands: its work must not wait for them.
-
-        Of a sum of MatMuls that come one a time step, each partial sum is then taken as soon as it can be.
-        """
-        latest = max((self.depth[n] for n in node.all_input_nodes), default=0)
-        for operand in node.all_input_nodes:
-            value = self.values[operand]
-            if (
-                0 < self.depth[operand] < latest
-                and isinstance(value, TensorValue)
-                and value.cost > INLINE_COST
-            ):
-                self.values[operand] = of_buffer(self.as_buffer(value))
-
-    # ---- services for the lowerings
-
-    def as_buffer(self, value: TensorValue) -> Buffer:
-        """A buffer that holds exactly this value: its own, or a new temporary filled by a new operator."""
-        if value.buffer is not None:
-            return value.buffer
-        if value not in self.kept:
-            self.kept[value] = self.temporary(value.shape, value.dtype)
-            self.store_whole(self.kept[value], value)
-        return self.kept[value]
-
-    def realised(self, value: TensorValue) -> TensorValue:
-        """`value`, in memory if reading it would compute anything."""
-        return value if value.is_load else of_buffer(self.as_buffer(value))
-
-    def temporary(self, shape: tuple[int, ...], dtype: DType) -> Buffer:
-        assert self.node is not None
-        name = f"{self.node.name}_{len(self.others)}"
-        self.others.append(Buffer.contiguous(name, dtype, shape, BufferKind.TEMPORARY))
-        return self.others[-1]
-
-    def constant_buffer(self, name: str, tensor: torch.Tensor) -> Buffer:
-        """A buffer with the bytes of a tensor that nobody can change."""
-        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        buffer = Buffer.contiguous(name, DTYPES[tensor.dtype], tuple(tensor.shape), BufferKind.CONSTANT, flat)
-        self.others.append(buffer)
-        return buffer
-
-    def store_whole(self, buffer: Buffer, value: TensorValue, start: Sequence[int] | None = None) -> None:
-        """Add the operator that writes `value` into `buffer`, at an offset of `start` in each dimension."""
-        if not value.elements:
-            return
-        dims, at = domain_of(value.shape)
-        where = tuple(i + s for i, s in zip(at, start or (0,) * len(at), strict=True))
-        self.add_op(dims, (Store(Access(buffer, where), value.at(at)),))
-
-    def add_op(self, dims: tuple[Dim, ...], stores: tuple[Store, ...]) -> None:
-        """Add an operator instance made from the current node; an empty domain adds none."""
-        assert self.node is not None
-        if all(d.extent for d in dims):
-            name = f"{self.node.name}_{len(self.ops)}"
-            self.ops.append(OpInst(name, dims, stores, made_from=(self.node.name,)))
-
-    def _finish(self, results: Sequence[Node | None]) -> None:
-        for position, result in enumerate(results):
-            if not isinstance(result, Node):
-                raise UnsupportedOperator(operator="output", because=f"output {position} is no tensor")
-            buffer = _buffer_like(f"out{position}", result.meta["val"], BufferKind.OUTPUT)
-            self.outputs.append(buffer)
-            self.store_whole(buffer, _distinct_elements(self.values[result], buffer))
-
-
-def domain_of(shape: Sequence[int], prefix: str = "d") -> tuple[tuple[Dim, ...], tuple[Index, ...]]:
-    """Dimensions and coordinates of a domain of `shape`; extents of 1 get no dimension, their coordinate is
-    0.
-    """
-    variables = [Var(f"{prefix}{i}", n) for i, n in enumerate(shape)]
-    dims = tuple(Dim(v) for v in variables if v.extent != 1)
-    return dims, tuple(Index.of(v) for v in variables)
-
-
-def _buffer_like(name: str, tensor: torch.Tensor, kind: BufferKind) -> Buffer:
-    shape = tuple(int(n) for n in tensor.shape)
-    strides = tuple(int(s) for s in tensor.stride())
-    return Buffer(name, DTYPES[tensor.dtype], shape, kind, strides)
-
-
-def _distinct_elements(value: TensorValue, buffer: Buffer) -> TensorValue:
-    """The part of `value` that fills an expanded buffer: one element along dimensions of stride 0."""
-    shape = tuple(1 if n and s == 0 else n for n, s in zip(value.shape, buffer.strides, strict=True))
-    return value if shape == value.shape else reindexed(value, shape, lambda at: at)
-
-
-def _attribute(gm: GraphModule, path: str) -> torch.Tensor:
-    return operator.attrgetter(path)(gm)
 
 
 def _has_lowering(node: object) -> bool:

@@ -7,11 +7,11 @@ eager raises. Scatters that add run their updates in order, so the result is the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
 
+from wolong_fx.codegen.lower.lowering import Lowering
 from wolong_fx.codegen.lower.registry import lowers
 from wolong_fx.codegen.lower.value import (
     DTYPES,
@@ -30,9 +30,6 @@ from wolong_fx.ir.expr import Access, Coordinate, Expr, Gather, Load, Where
 from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.program import Dim, Store
 from wolong_fx.ir.types import Buffer, DType
-
-if TYPE_CHECKING:
-    from wolong_fx.codegen.lower.graph import Lowering
 
 aten = torch.ops.aten
 

@@ -4,11 +4,10 @@ around it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch.fx import Node
 
+from wolong_fx.codegen.lower.lowering import Lowering
 from wolong_fx.codegen.lower.pointwise import Scalar, elementwise
 from wolong_fx.codegen.lower.registry import lowers
 from wolong_fx.codegen.lower.value import (
@@ -24,9 +23,6 @@ from wolong_fx.codegen.lower.value import (
 )
 from wolong_fx.ir.expr import Expr, Reduce
 from wolong_fx.ir.index import Index, Var
-
-if TYPE_CHECKING:
-    from wolong_fx.codegen.lower.graph import Lowering
 
 aten = torch.ops.aten
 

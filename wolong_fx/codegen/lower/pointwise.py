@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
 
+from wolong_fx.codegen.lower.lowering import Lowering
 from wolong_fx.codegen.lower.registry import lowers
 from wolong_fx.codegen.lower.value import (
     DTYPES,
@@ -26,9 +27,6 @@ from wolong_fx.codegen.lower.value import (
 )
 from wolong_fx.ir.expr import Expr, Where
 from wolong_fx.ir.types import DType
-
-if TYPE_CHECKING:
-    from wolong_fx.codegen.lower.graph import Lowering
 
 aten = torch.ops.aten
 

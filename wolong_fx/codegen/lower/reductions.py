@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
 
+from wolong_fx.codegen.lower.lowering import Lowering
 from wolong_fx.codegen.lower.matmul import kept
 from wolong_fx.codegen.lower.registry import lowers
 from wolong_fx.codegen.lower.value import (
@@ -26,9 +26,6 @@ from wolong_fx.codegen.lower.value import (
 from wolong_fx.ir.expr import Expr, Reduce
 from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.types import DType
-
-if TYPE_CHECKING:
-    from wolong_fx.codegen.lower.graph import Lowering
 
 aten = torch.ops.aten
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-Lowering = Callable[..., Any]
+Rule = Callable[..., Any]
 Doubt = Callable[[torch.fx.Node], "str | None"]
 
-LOWERINGS: dict[Any, Lowering] = {}
+LOWERINGS: dict[Any, Rule] = {}
 DOUBTS: dict[Any, Doubt] = {}
 
 
-def lowers(*targets: Any, unless: Doubt | None = None) -> Callable[[Lowering], Lowering]:
+def lowers(*targets: Any, unless: Doubt | None = None) -> Callable[[Rule], Rule]:
     """Register a lowering; `unless(node)` may name a reason why this very node is not supported."""
 
-    def register(function: Lowering) -> Lowering:
+    def register(function: Rule) -> Rule:
         for target in targets:
             assert target not in LOWERINGS, target
             LOWERINGS[target] = function

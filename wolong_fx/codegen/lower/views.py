@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
 
+from wolong_fx.codegen.lower.lowering import Lowering
 from wolong_fx.codegen.lower.registry import lowers
 from wolong_fx.codegen.lower.value import (
     DTYPES,
@@ -24,9 +24,6 @@ from wolong_fx.codegen.lower.value import (
 from wolong_fx.ir.expr import Access, Expr, IndexValue, Load, Where
 from wolong_fx.ir.index import Index
 from wolong_fx.ir.types import DType
-
-if TYPE_CHECKING:
-    from wolong_fx.codegen.lower.graph import Lowering
 
 aten = torch.ops.aten
 
