@@ -54,6 +54,19 @@ def min_cut_partition(joint: fx.GraphModule, inputs: Sequence[Any], **kwargs: An
         return min_cut_rematerialization_partition(joint, inputs, **kwargs)
 
 
+def count_forward_results() -> int | None:
+    """How many results of the forward graph that AOTAutograd compiles now are for its caller. 2.13.
+
+    Those behind them are for the backward alone. None where that is not known.
+    """
+    from torch._guards import TracingContext
+
+    metadata = getattr(TracingContext.try_get(), "fw_metadata", None)
+    if metadata is None or getattr(metadata, "tokens", None):
+        return None
+    return getattr(metadata, "num_forward", None)
+
+
 def remove_common_subexpressions(graph: fx.Graph) -> fx.Graph:
     """A copy of `graph` without repeated pure operators, by functorch's `fx_graph_cse`. 2.11, 2.13."""
     from torch._functorch.compile_utils import fx_graph_cse

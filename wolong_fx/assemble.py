@@ -10,17 +10,33 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from wolong_fx.passes.cut_partitions import is_partition
-from wolong_fx.runtime import CallStep, Executor, KernelStep, Slot
+from wolong_fx.runtime import CallStep, Executor, KernelStep, Slot, slots_in
 
 FindKernel = Callable[[str, GraphModule], Any]
 
 
-def assemble_executor(graph_module: GraphModule, find_kernel: FindKernel) -> Executor:
+def assemble_executor(
+    graph_module: GraphModule, find_kernel: FindKernel, *, results: int | None = None
+) -> Executor:
     """The executor of a graph that cut-partitions made.
 
     find_kernel: the kernel of the partition of that name, or None: its operators then run one by one
+    results: how many outputs are the caller's own, if those behind them are kept for a backward alone
     """
-    return _Assembler(graph_module, find_kernel).assemble()
+    executor = _Assembler(graph_module, find_kernel).assemble()
+    if results is not None:
+        _keep_together(executor, results)
+    return executor
+
+
+def _keep_together(executor: Executor, results: int) -> None:
+    """Tell kernels which outputs only the backward will see: no caller, no operator that may return views."""
+    calls = [(step.args, dict(step.kwargs)) for step in executor.steps if isinstance(step, CallStep)]
+    seen = set(slots_in([*executor.outputs[:results], *calls]))
+    kept = set(slots_in(executor.outputs[results:])) - seen
+    for step in executor.steps:
+        if isinstance(step, KernelStep):
+            step.kernel.keep_together([i for i, slot in enumerate(step.outs) if slot in kept])
 
 
 class _Assembler:

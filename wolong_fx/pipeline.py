@@ -88,7 +88,8 @@ def _compile(gm: GraphModule, options: Options, role: str, ledger: Ledger) -> Bo
         return _find_kernel(name, partition, options, ledger)
 
     with ledger.timed("assemble"):
-        executor = assemble_executor(cut, find_kernel)
+        results = _torch_compat.count_forward_results() if role == "forward" else None
+        executor = assemble_executor(cut, find_kernel, results=results)
     if not executor.launches:
         return run_eagerly(gm, role, "no part of it became a kernel", ledger)
     return executor

@@ -227,3 +227,36 @@ def test_a_loss_that_is_compiled_with_the_optimiser_step_outside_learns():
         loss_of(weight, x, y).backward()
         optimiser.step()
     torch.testing.assert_close(weight.detach(), torch.arange(5.0).unsqueeze(1), rtol=1e-3, atol=1e-3)
+
+
+class States(nn.Module):
+    """Returns some of the values that its backward needs, one of them as a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(9))
+
+    def forward(self, x):
+        states = []
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+            states.append(x)
+        return states[2], states[-1], states[3].T
+
+
+def test_only_what_the_backward_keeps_shares_memory():
+    torch.manual_seed(1)
+    model, kept = States(), []
+    twin, x = wolong_fx.optimize(copy.deepcopy(model)), torch.randn(4, 16)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        ours = twin(x)
+    for y in ours:
+        assert y.untyped_storage().nbytes() == y.numel() * y.element_size()
+    places = {y.untyped_storage().data_ptr() for y in ours}
+    shared = [t for t in kept if t.shape == (4, 16) and t.untyped_storage().nbytes() > t.nbytes]
+    assert not wolong_fx.stats(twin).fallbacks
+    assert len({t.untyped_storage().data_ptr() for t in shared}) == 1
+    assert not places & {t.untyped_storage().data_ptr() for t in shared}
+    sum(y.square().sum() for y in ours).backward()
+    sum(y.square().sum() for y in model(x)).backward()
+    same_gradients(twin, model)

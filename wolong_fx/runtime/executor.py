@@ -112,7 +112,7 @@ class _Writer:
         last: dict[int, int] = {slot: 0 for slot in self._inputs if self._steps}
         for at, step in enumerate(self._steps):
             last.update(dict.fromkeys([*_reads(step), *step.outs], at))
-        for slot in _slots(self._outputs):
+        for slot in slots_in(self._outputs):
             last.pop(slot, None)
         dying: list[list[int]] = [[] for _ in self._steps]
         for slot, at in last.items():
@@ -159,18 +159,18 @@ def _reads(step: Step) -> Iterator[int]:
     if isinstance(step, KernelStep):
         yield from step.ins
     else:
-        yield from _slots((step.args, tuple(step.kwargs.values())))
+        yield from slots_in((step.args, tuple(step.kwargs.values())))
 
 
-def _slots(value: object) -> Iterator[int]:
+def slots_in(value: object) -> Iterator[int]:
     """Slots anywhere in a template."""
     if isinstance(value, Slot):
         yield value.index
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from _slots(item)
+            yield from slots_in(item)
     elif isinstance(value, dict):
-        yield from _slots(tuple(value.values()))
+        yield from slots_in(tuple(value.values()))
 
 
 def _compiled(source: str, names: dict[str, object]) -> Callable[[list[Any]], list[Any]]:

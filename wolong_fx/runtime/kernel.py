@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from pathlib import Path
 from struct import Struct
 from struct import error as StructError
@@ -20,6 +20,7 @@ from wolong_fx.runtime.compiler import build_library
 from wolong_fx.runtime.image import ABI_VERSION, KernelImage, TensorSpec
 from wolong_fx.runtime.notices import warn_once
 from wolong_fx.runtime.openmp import OpenMP, find_openmp
+from wolong_fx.runtime.outputs import Outputs
 from wolong_fx.runtime.team import TeamRunner
 
 _FIRST_TENSOR = 2
@@ -59,7 +60,7 @@ class Kernel:
         self.image, self.options, self.library = image, options, library
         self._constants = Arena.holding(image.constants)
         self._blocks = [Block(image, self._constants)]
-        self._allocations = [_allocation(spec) for spec in image.outputs]
+        self._outputs = Outputs(image.outputs)
         tensors = len(image.inputs) + len(image.outputs)
         self._write_addresses = Struct(f"{tensors}P").pack_into
         self._offset = _FIRST_TENSOR * ctypes.sizeof(ctypes.c_void_p)
@@ -100,7 +101,11 @@ class Kernel:
 
     def allocate_outputs(self) -> list[Tensor]:
         """New tensors as image.outputs says, their content undefined."""
-        return [allocate() for allocate in self._allocations]
+        return self._outputs.allocate()
+
+    def keep_together(self, positions: Collection[int]) -> None:
+        """From now on allocate these outputs as one where their shapes allow; see `Outputs`."""
+        self._outputs = Outputs(self.image.outputs, positions)
 
     def check_inputs(self, inputs: Sequence[Tensor]) -> None:
         """Raise StaleKernelInput for the first input that this kernel was not compiled for."""
@@ -170,9 +175,3 @@ def _runner(library: ctypes.CDLL, threads: int, openmp: OpenMP | None) -> Callab
     if threads > 1 and openmp is not None and openmp.grants_team(threads):
         return TeamRunner(run, threads, openmp)
     return lambda block: run(block, 1)
-
-
-def _allocation(spec: TensorSpec) -> Callable[[], Tensor]:
-    """Makes one output; on a template, because torch.empty_strided would follow `with torch.device(...)`."""
-    template = torch.empty(0, dtype=spec.dtype, device="cpu")
-    return partial(template.new_empty_strided, spec.shape, spec.strides)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
@@ -26,6 +26,9 @@ class ReferenceKernel:
     def launch(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Fresh outputs for these inputs; raises what `run_program` raises."""
         return run_program(self.program, inputs, seed=self.seed)
+
+    def keep_together(self, positions: Collection[int]) -> None:
+        """Nothing: every output has memory of its own, which is where to look for a fault."""
 
     def __repr__(self) -> str:
         return f"ReferenceKernel({self.program.name!r})"
