@@ -1,29 +1,108 @@
-"""A training step of the main job's LSTM cell: eager, wolong, and Inductor if asked for.
+"""A training step, forward and backward: eager, wolong, nn.LSTM, and Inductor if asked for.
 
-    python benchmarks/train_step.py --json
-    python benchmarks/train_step.py --inductor model.hidden=256 data.batch=1
+    python benchmarks/train_step.py --json                        # the main job with its default cell model
+    python benchmarks/train_step.py model.hidden=256 data.batch=1 # ... with overrides of its configuration
+    python benchmarks/train_step.py --lstm80 --batch 16           # 80 steps of a per-gate LSTM
 
 Goals: gradients within 1e-5 of eager's, relative, in float32; forward and backward at least 2x eager.
-Contenders take turns on the same batch; medians and quartiles of milliseconds.
+Contenders take turns on one batch; medians and quartiles of milliseconds, ratios paired round by round.
+`parts_ms` says where our own time goes: in the kernel, in allocating its outputs, or around it (the guards of
+Dynamo, the wrappers of AOTAutograd, autograd's own book-keeping).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
 from time import perf_counter
 from typing import Any
 
+import torch
 from hydra import compose, initialize_config_module
+from torch import Tensor, nn
 
 import wolong_fx
 from wolong_fx.report.measure import Contest, add_output_arguments, machine, measure_interleaved, publish
+from wolong_fx.runtime import Kernel
+from wolong_fx.testing.models import GateLSTM, same_as_nn_lstm
 from wolong_fx.train.config import TrainConfig, leave_compile_open, read_config
 from wolong_fx.train.data import load_corpus
 from wolong_fx.train.loop import Run
 
 GOAL_SPEEDUP, GOAL_GRADIENT = 2.0, 1e-5
+OURS, EAGER, EXACT, OF_TORCH = "wolong", "eager", "float64", "nn.LSTM"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model in training. `loss`: its forward call; `advance`: a whole step, of the main job."""
+
+    model: nn.Module
+    loss: Callable[[], Tensor]
+    advance: Callable[[], object] | None = None
+
+    def forward_and_backward(self) -> None:
+        """The part of a step that is compiled."""
+        self.model.zero_grad()
+        self.loss().backward()
+
+    def gradients(self) -> list[Tensor]:
+        """Of all parameters, after one step."""
+        self.forward_and_backward()
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
+
+# ---- the two jobs
+
+
+def lstm80(chosen: argparse.Namespace, backends: Sequence[str]) -> dict[str, Contender]:
+    """80 steps of a per-gate LSTM with the same weights and input for all, and nn.LSTM with these weights."""
+    torch.manual_seed(0)
+    original = GateLSTM(chosen.hidden)
+    x_TBI = original.example_input(chosen.batch)
+
+    def contender(model: nn.Module, call: nn.Module | None = None, x_TBI: Tensor = x_TBI) -> Contender:
+        return Contender(model, lambda: (call or model)(x_TBI)[0].square().mean())
+
+    def twin() -> GateLSTM:
+        copy = GateLSTM(chosen.hidden)
+        copy.load_state_dict(original.state_dict())
+        return copy
+
+    made = {
+        OF_TORCH: contender(same_as_nn_lstm(original)),
+        EXACT: contender(twin().double(), None, x_TBI.double()),
+    }
+    for backend in backends:
+        model = twin()
+        made[backend] = contender(model, _compiled(model, backend))
+    return made
+
+
+def _compiled(model: nn.Module, backend: str) -> nn.Module:
+    if backend == "inductor":
+        return torch.compile(model)  # type: ignore[return-value]
+    return wolong_fx.optimize(model) if backend == OURS else model
+
+
+def main_job(chosen: argparse.Namespace, backends: Sequence[str]) -> dict[str, Contender]:
+    """The first batch of the main job, all from one seed; beside it the job with torch's own LSTM."""
+    made = {backend: _run(chosen, f"compile={backend}") for backend in backends}
+    made[OF_TORCH] = _run(chosen, "compile=eager", "model.name=lstm")
+    exact = _run(chosen, "compile=eager")
+    exact.model.double()
+    return made | {EXACT: exact}
+
+
+def _run(chosen: argparse.Namespace, *overrides: str) -> Contender:
+    config = read_overrides([*chosen.overrides, *overrides])
+    run = Run(config, load_corpus(config.data))
+    batch = run.windows.batch(0, config.data.batch)
+    return Contender(run.model, lambda: run.compiled(*batch), run.advance)
 
 
 def read_overrides(overrides: Sequence[str]) -> TrainConfig:
@@ -33,52 +112,132 @@ def read_overrides(overrides: Sequence[str]) -> TrainConfig:
         return read_config(compose("train", overrides=list(overrides)))
 
 
-def forward_and_backward(run: Run) -> None:
-    """The part of a step that is compiled."""
-    run.optimizer.zero_grad()
-    run.compiled(*run.windows.batch(0, run.config.data.batch)).backward()
+# ---- what is measured
 
 
-def gradient_error(run: Run, reference: Run) -> float:
-    """Largest over the parameters of |g - g_eager| / |g_eager|, by norm, of the same weights and batch."""
-    for each in (run, reference):
-        forward_and_backward(each)
-    pairs = zip(run.model.parameters(), reference.model.parameters(), strict=True)
-    errors = [(own.grad - eager.grad).norm() / eager.grad.norm() for own, eager in pairs]  # type: ignore
-    return max(errors).item()
-
-
-def measure(backends: Sequence[str], overrides: Sequence[str], rounds: int) -> dict[str, object]:
-    """All contenders from the same seed; times in milliseconds, first steps in seconds."""
-    runs, first_steps = {}, {}
-    for backend in backends:
-        config = read_overrides([f"compile={backend}", *overrides])
-        runs[backend] = Run(config, load_corpus(config.data))
-        start = perf_counter()
-        forward_and_backward(runs[backend])
-        first_steps[backend] = perf_counter() - start
-    errors = {name: gradient_error(run, runs["eager"]) for name, run in runs.items() if name != "eager"}
-    passes = _in_turn(runs, forward_and_backward, rounds)
-    steps = _in_turn(runs, Run.advance, rounds)
-    speedup = {name: vars(passes.ratio(name, "wolong")) for name in runs if name != "wolong"}
-    stats = wolong_fx.stats(runs["wolong"].model)
+def measure(chosen: argparse.Namespace) -> dict[str, object]:
+    """Everything about one job; times in milliseconds, first steps in seconds."""
+    backends = [EAGER, OURS, *(["inductor"] if chosen.inductor else [])]
+    contenders = (lstm80 if chosen.lstm80 else main_job)(chosen, backends)
+    exact = contenders.pop(EXACT)
+    with watched_kernels() as kernels:
+        first_steps = {name: _seconds(contenders[name].forward_and_backward) for name in backends}
+    errors = gradient_errors({name: contenders[name] for name in backends}, exact)
+    passes = measure_interleaved({n: c.forward_and_backward for n, c in contenders.items()}, chosen.rounds)
+    speedup = {name: vars(passes.ratio(name, OURS)) for name in contenders if name != OURS}
+    stats = wolong_fx.stats(contenders[OURS].model)
     return {
         "benchmark": "train_step",
-        "overrides": list(overrides),
+        "job": f"lstm80 batch {chosen.batch} hidden {chosen.hidden}" if chosen.lstm80 else "main job",
+        "overrides": chosen.overrides,
         "machine": machine(),
         "first_step_s": first_steps,
         "forward_backward_ms": passes.as_json(),
-        "whole_step_ms": steps.as_json(),
+        "parts_ms": time_by_part(contenders[OURS], kernels, chosen.rounds),
+        **_whole_steps({name: contenders[name] for name in backends}, chosen.rounds),
         "speedup": speedup,
-        "gradient_error": errors,
+        **errors,
         "kernel_launches": stats.launches,
         "fallbacks": dict(stats.fallbacks),
-        "goals_met": speedup["eager"]["median"] >= GOAL_SPEEDUP and errors["wolong"] <= GOAL_GRADIENT,
+        "goals_met": speedup[EAGER]["median"] >= GOAL_SPEEDUP
+        and errors["gradient_error"][OURS] <= GOAL_GRADIENT,
     }
 
 
-def _in_turn(runs: dict[str, Run], act: Callable[[Run], object], rounds: int) -> Contest:
-    return measure_interleaved({name: partial(act, run) for name, run in runs.items()}, rounds)
+def gradient_errors(contenders: Mapping[str, Contender], exact: Contender) -> dict[str, dict[str, float]]:
+    """Distances of each contender's gradients from eager's and from float64's."""
+    gradients = {name: contender.gradients() for name, contender in contenders.items()}
+    truth = exact.gradients()
+    return {
+        "gradient_error": {n: _distance(g, gradients[EAGER]) for n, g in gradients.items() if n != EAGER},
+        "gradient_error_to_float64": {name: _distance(g, truth) for name, g in gradients.items()},
+    }
+
+
+def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest over the parameters of |g - g_expected| / |g_expected|, by norm."""
+    return max(((f - e).norm() / e.norm()).item() for f, e in zip(found, expected, strict=True))
+
+
+def _whole_steps(contenders: Mapping[str, Contender], rounds: int) -> dict[str, object]:
+    """Of the main job also the step with its batch, clipping and optimiser."""
+    steps = {name: c.advance for name, c in contenders.items() if c.advance}
+    contest: Contest | None = measure_interleaved(steps, rounds) if steps else None
+    return {"whole_step_ms": contest.as_json()} if contest else {}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = perf_counter()
+    call()
+    return perf_counter() - start
+
+
+# ---- where our time goes
+
+
+@contextmanager
+def watched_kernels() -> Iterator[list[Kernel]]:
+    """The kernels that are made inside."""
+    made: list[Kernel] = []
+    original = Kernel.__init__
+
+    def initialise(self: Kernel, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        made.append(self)
+
+    Kernel.__init__ = initialise  # type: ignore[method-assign]
+    try:
+        yield made
+    finally:
+        Kernel.__init__ = original  # type: ignore[method-assign]
+
+
+class Stopwatch:
+    """Adds up seconds by name."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`call`, its time added to `name`."""
+
+        def timed(*args: Any) -> Any:
+            start = perf_counter()
+            try:
+                return call(*args)
+            finally:
+                self.seconds[name] += perf_counter() - start
+
+        return timed
+
+    def lap(self) -> dict[str, float]:
+        """Milliseconds since the last lap: all, in kernels, in allocating their outputs, around them."""
+        ms = {name: 1e3 * self.seconds[name] for name in ("call", "kernel", "outputs")}
+        self.seconds.clear()
+        return ms | {"around": ms["call"] - ms["kernel"] - ms["outputs"]}
+
+
+def time_by_part(contender: Contender, kernels: Sequence[Kernel], rounds: int) -> dict[str, dict[str, float]]:
+    """Medians by direction. Changes the kernels, each call of which takes 0.5 us longer afterwards."""
+    watch = Stopwatch()
+    for kernel in kernels:
+        kernel._run = watch.around("kernel", kernel._run)
+        kernel.allocate_outputs = watch.around("outputs", kernel.allocate_outputs)  # type: ignore[method-assign]
+    laps: dict[str, list[dict[str, float]]] = {"forward": [], "backward": []}
+    for _ in range(rounds):
+        contender.model.zero_grad()
+        watch.lap()
+        loss = watch.around("call", contender.loss)()
+        laps["forward"].append(watch.lap())
+        watch.around("call", loss.backward)()
+        laps["backward"].append(watch.lap())
+    return {
+        direction: {part: median(lap[part] for lap in taken) for part in taken[0]}
+        for direction, taken in laps.items()
+    }
+
+
+# ---- the command
 
 
 def main() -> None:
@@ -91,21 +250,26 @@ def main() -> None:
         "--inductor", action="store_true", help="measure Inductor too; it compiles for minutes"
     )
     parser.add_argument("--rounds", type=int, default=40, help="steps of each contender (40)")
+    parser.add_argument("--lstm80", action="store_true", help="80 steps of a per-gate LSTM, not the main job")
+    parser.add_argument("--batch", type=int, default=16, help="of --lstm80 (16)")
+    parser.add_argument("--hidden", type=int, default=256, help="of --lstm80 (256)")
     parser.add_argument("overrides", nargs="*", help="of the main job's configuration")
     chosen = parser.parse_args()
-    backends = ["eager", "wolong", *(["inductor"] if chosen.inductor else [])]
-    publish(measure(backends, chosen.overrides, chosen.rounds), chosen, _screen)
+    publish(measure(chosen), chosen, _screen)
 
 
 def _screen(results: Mapping[str, Any]) -> str:
-    lines = ["a training step of the main job: forward and backward, milliseconds"]
+    lines = [f"a training step, {results['job']}: forward and backward, milliseconds"]
     for name, spread in results["forward_backward_ms"].items():
         lines.append(f"  {name:10} {spread['median']:8.2f}  ({spread['low']:.2f} to {spread['high']:.2f})")
     for name, ratio in results["speedup"].items():
-        lines.append(f"  wolong is {ratio['median']:.2f}x as fast as {name}")
-    lines.append(
-        f"  gradient error, relative to eager's gradients: {results['gradient_error']['wolong']:.1e}"
-    )
+        lines.append(f"  {OURS} is {ratio['median']:.2f}x as fast as {name}")
+    for direction, ms in results["parts_ms"].items():
+        parts = ", ".join(f"{part} {ms[part]:.2f}" for part in ("kernel", "outputs", "around"))
+        lines.append(f"  {OURS} {direction}: {ms['call']:.2f} ms ({parts})")
+    lines.append(f"  gradient error, relative to eager's gradients: {results['gradient_error'][OURS]:.1e}")
+    lines.append(f"  relative to float64: {results['gradient_error_to_float64'][OURS]:.1e}, ")
+    lines[-1] += f"eager's {results['gradient_error_to_float64'][EAGER]:.1e}"
     lines.append(
         f"  kernel launches: {results['kernel_launches']}; fallbacks: {results['fallbacks'] or 'none'}"
     )
