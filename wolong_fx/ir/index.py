@@ -7,7 +7,7 @@ lets `(4*i + j) // 4` with `j < 4` become `i`: most views leave no division behi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Union
@@ -282,11 +282,3 @@ def _rejoined(high: Atom, low: Remainder) -> Index | None:
     if isinstance(high, Remainder) and high.of == low.of // low.by:
         return low.of % (low.by * high.by)
     return None
-
-
-def variables_of(indices: Iterable[Index]) -> Iterator[Var]:
-    """Every variable of some indices, each once."""
-    seen: set[Var] = set()
-    for index in indices:
-        yield from sorted(index.variables() - seen)
-        seen |= index.variables()

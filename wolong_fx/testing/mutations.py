@@ -8,7 +8,7 @@ is for the reference machine to say (`misbehaves`).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -225,11 +225,3 @@ def _mapped(item: Item, change: Callable[[Stage], Stage]) -> Item:
     if isinstance(item, Stage):
         return change(item)
     return replace(item, body=tuple(_mapped(inner, change) for inner in item.body))
-
-
-def mutants(program: Program, rng: random.Random) -> Iterator[tuple[str, Program]]:
-    """One mutant by each mutation that applies."""
-    for name, mutate in MUTATIONS.items():
-        mutant = mutate(program, rng)
-        if mutant is not None:
-            yield name, mutant

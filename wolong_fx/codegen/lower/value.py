@@ -9,7 +9,7 @@ from math import prod
 import torch
 
 from wolong_fx.ir.expr import Access, Binary, Cast, Const, Expr, Load, Unary
-from wolong_fx.ir.index import Index, IndexLike, contiguous_strides, delinearise, linear
+from wolong_fx.ir.index import Index, contiguous_strides, delinearise, linear
 from wolong_fx.ir.types import Buffer, DType
 
 Coordinates = tuple[Index, ...]
@@ -135,7 +135,3 @@ def binary(op: str, a: Expr, b: Expr) -> Expr:
 
 def unary(op: str, x: Expr) -> Expr:
     return Unary(op, x)
-
-
-def index_of(value: IndexLike) -> Index:
-    return Index.of(value)
