@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,17 @@ def assert_close_to_float64(
     assert len(ours) == len(eager), f"{len(ours)} results, eager has {len(eager)}"
     for position, (a, b, c) in enumerate(zip(ours, eager, exact, strict=True)):
         assert_results_close(a, b, c, factor, cancels=cancels, what=f"result {position}")
+
+
+@torch.no_grad()
+def error_against_float64(fn: Callable[..., Any], model: torch.nn.Module, inputs: Sequence[Tensor]) -> float:
+    """The largest distance of what `fn` gives for the inputs from what `model` gives in float64.
+
+    fn: the model itself, or something that stands for it and has its results
+    """
+    exact = tree_leaves(copy.deepcopy(model).double()(*map(widened, inputs)))
+    found = tree_leaves(fn(*inputs))
+    return max((a.double() - b).abs().max().item() for a, b in zip(found, exact, strict=True))
 
 
 def assert_results_close(
