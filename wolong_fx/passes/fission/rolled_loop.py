@@ -1,10 +1,9 @@
-"""A rolled loop in an FX graph, read: torch's own `scan` operator and where its parts stand.
+"""A rolled loop seen for editing: every part of a scan node and of its body under its own name.
 
     scan(body, inits, xs, invariants)  ->  (*final carries, *ys)
 
-`body` is a GraphModule that runs once a step: its placeholders are the carries, one slice of every xs along
-dimension 0, and the invariants; it returns a flat list, the new carries and then what the step gives to ys.
-The node's results are read by `operator.getitem`; a ys result has the steps as its dimension 0.
+The body's placeholders are the carries, one slice of every xs along dimension 0, and the invariants; it
+returns the new carries and then what the step gives to each ys.
 """
 
 from __future__ import annotations
@@ -13,30 +12,22 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch.fx import GraphModule, Node
 
-SCAN = torch.ops.higher_order.scan
-
-
-def is_scan(node: object) -> bool:
-    """True of a node that runs a rolled loop."""
-    return isinstance(node, Node) and node.op == "call_function" and node.target is SCAN
+from wolong_fx.passes.loops import body_of, is_loop
 
 
 @dataclass(frozen=True)
-class Scan:
-    """One scan node; every property reads the node as it is now."""
+class RolledLoop:
+    """One scan node; every property reads the node and its body as they are now."""
 
     node: Node
     body: GraphModule
 
     @classmethod
-    def of(cls, node: Node, graph_module: GraphModule) -> Scan:
-        """The loop that `node`, of the graph of `graph_module`, runs."""
-        body = graph_module.get_submodule(str(node.args[0].target))  # type: ignore[union-attr]
-        assert isinstance(body, GraphModule)
-        return cls(node, body)
+    def of(cls, node: Node) -> RolledLoop:
+        """The loop that `node` runs."""
+        return cls(node, body_of(node))
 
     @property
     def inits(self) -> tuple[Node, ...]:
@@ -104,8 +95,20 @@ class Scan:
         return [user for user in users if user.args[1] == index]
 
 
-def scans_in(graph_module: GraphModule) -> Iterator[Scan]:
+def body_of(node: Node) -> GraphModule:
+    """The body of a scan node, found through the module that the node's graph belongs to."""
+    owner = node.graph.owning_module
+    assert isinstance(owner, GraphModule), f"the graph of {node} belongs to no module"
+    return Scan.of(node, owner).body
+
+
+def is_scan_body(node: Node) -> bool:
+    """True of the attribute that is the body of a loop."""
+    return node.op == "get_attr" and any(is_scan(user) and user.args[0] is node for user in node.users)
+
+
+def rolled_loops_in(graph_module: GraphModule) -> Iterator[RolledLoop]:
     """The loops of a graph, in its order; not those inside of their bodies."""
     for node in list(graph_module.graph.nodes):
-        if is_scan(node):
-            yield Scan.of(node, graph_module)
+        if is_loop(node):
+            yield RolledLoop.of(node)
