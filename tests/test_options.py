@@ -20,6 +20,7 @@ NAMES = [field.name for field in fields(Options)]
 # Changing this list changes what users may write: say so in CHANGELOG.md.
 EXPECTED_NAMES = [
     *("target", "threads", "isa", "disable", "dump", "dump_dir", "cache_dir", "cache_size_mb", "min_ops"),
+    "verify",
 ]
 
 

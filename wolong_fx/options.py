@@ -15,6 +15,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "target": ("cpu", "reference"),
     "isa": ("auto", "avx512", "avx2", "portable"),
     "dump": ("graph", "program", "source"),
+    "verify": ("versions", "always"),
 }
 
 
@@ -31,6 +32,12 @@ class Options:
     cache_dir: where kernels are kept; "" = ~/.cache/wolong_fx
     cache_size_mb: kernels used longest ago are deleted above this size
     min_ops: partitions of fewer operators stay eager
+    verify: "versions" trusts weights until identity, memory or version change; "always" reads them anew
+
+    What is computed from weights alone is kept between inference calls, and computed again when a parameter
+    is another object, lies elsewhere, or its version counter (`Tensor._version`) moved: as optimisers,
+    `load_state_dict`, `copy_` under no_grad and `p.data = other` make it. Writes that move no counter, in
+    place through `p.data` or from C++, are not seen: then set verify to "always".
     """
 
     target: str = "cpu"
@@ -42,6 +49,7 @@ class Options:
     cache_dir: str = ""
     cache_size_mb: int = 2048
     min_ops: int = 2
+    verify: str = "versions"
 
     @classmethod
     def of(cls, *, where: str = "options", **values: object) -> Options:
