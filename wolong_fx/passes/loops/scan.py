@@ -1,9 +1,10 @@
-"""A rolled loop seen for editing: every part of a scan node and of its body under its own name.
+"""A rolled loop in an FX graph, read: torch's own `scan` operator and where its parts stand.
 
     scan(body, inits, xs, invariants)  ->  (*final carries, *ys)
 
-The body's placeholders are the carries, one slice of every xs along dimension 0, and the invariants; it
-returns the new carries and then what the step gives to each ys.
+`body` is a GraphModule that runs once a step: its placeholders are the carries, one slice of every xs along
+dimension 0, and the invariants; it returns a flat list, the new carries and then what the step gives to ys.
+The node's results are read by `operator.getitem`; a ys result has the steps as its dimension 0.
 """
 
 from __future__ import annotations
@@ -12,20 +13,35 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch.fx import GraphModule, Node
 
-from wolong_fx.passes.loops import body_of, is_loop
+SCAN = torch.ops.higher_order.scan
+
+
+def is_scan(node: object) -> bool:
+    """True of a node that runs a rolled loop."""
+    return isinstance(node, Node) and node.op == "call_function" and node.target is SCAN
+
+
+def body_of(node: Node) -> GraphModule:
+    """The body of a scan node; the node's graph has to be a module's."""
+    attribute, module = node.args[0], node.graph.owning_module
+    assert isinstance(attribute, Node) and module is not None, node.format_node()
+    body = module.get_submodule(str(attribute.target))
+    assert isinstance(body, GraphModule), type(body)
+    return body
 
 
 @dataclass(frozen=True)
-class RolledLoop:
-    """One scan node; every property reads the node and its body as they are now."""
+class Scan:
+    """One scan node; every property reads the node as it is now."""
 
     node: Node
     body: GraphModule
 
     @classmethod
-    def of(cls, node: Node) -> RolledLoop:
+    def of(cls, node: Node) -> Scan:
         """The loop that `node` runs."""
         return cls(node, body_of(node))
 
@@ -95,20 +111,8 @@ class RolledLoop:
         return [user for user in users if user.args[1] == index]
 
 
-def body_of(node: Node) -> GraphModule:
-    """The body of a scan node, found through the module that the node's graph belongs to."""
-    owner = node.graph.owning_module
-    assert isinstance(owner, GraphModule), f"the graph of {node} belongs to no module"
-    return Scan.of(node, owner).body
-
-
-def is_scan_body(node: Node) -> bool:
-    """True of the attribute that is the body of a loop."""
-    return node.op == "get_attr" and any(is_scan(user) and user.args[0] is node for user in node.users)
-
-
-def rolled_loops_in(graph_module: GraphModule) -> Iterator[RolledLoop]:
+def scans_in(graph_module: GraphModule) -> Iterator[Scan]:
     """The loops of a graph, in its order; not those inside of their bodies."""
     for node in list(graph_module.graph.nodes):
-        if is_loop(node):
-            yield RolledLoop.of(node)
+        if is_scan(node):
+            yield Scan.of(node)
