@@ -17,8 +17,8 @@ def find_point_map(writer: OpInst, stored: Access, read: Access) -> PointMap | N
     """The writer's variables as indices over the reader's, such that `stored` becomes `read`; None if not
     solvable.
 
-    Solves `stored.index == read.index` dimension by dimension, where each stored coordinate is one variable
-    plus a constant, or a constant.
+    Solves `stored.index == read.index` dimension by dimension, each stored coordinate being a constant, plus
+    or minus one variable at most.
     """
     if stored.gathers or read.gathers:
         return None
@@ -29,9 +29,9 @@ def find_point_map(writer: OpInst, stored: Access, read: Access) -> PointMap | N
                 return None
             continue
         (atom, factor), *rest = place.terms
-        if rest or factor != 1 or not isinstance(atom, Var) or atom in values:
+        if rest or abs(factor) != 1 or not isinstance(atom, Var) or atom in values:
             return None
-        values[atom] = wanted - place.constant
+        values[atom] = (wanted - place.constant) * factor
     return values if _is_total(writer, values) else None
 
 

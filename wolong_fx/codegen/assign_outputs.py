@@ -4,39 +4,122 @@ fills it.
 
 from __future__ import annotations
 
-from wolong_fx.codegen.rewrite import relocate_buffers
-from wolong_fx.ir.expr import Load
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from wolong_fx.codegen.alignment import find_point_map
+from wolong_fx.codegen.loops import Element, all_carry_buffers, map_ops, walk_ops
+from wolong_fx.codegen.rewrite import rewrite_op
+from wolong_fx.ir.expr import Access, Load
 from wolong_fx.ir.program import OpInst
 from wolong_fx.ir.types import Buffer, BufferKind
 from wolong_fx.ledger import Ledger
 
 
-def assign_outputs(ops: list[OpInst], ledger: Ledger) -> list[OpInst]:
-    """Give each temporary that is only copied whole into an output of its layout that output's memory."""
-    home: dict[Buffer, Buffer] = {}
-    kept = []
+def assign_outputs(ops: list[Element], ledger: Ledger) -> list[Element]:
+    """Give each temporary that is only copied whole into an output that output's memory."""
+    home: dict[Buffer, _Copy] = {}
+    kept: list[Element] = []
+    pinned, touches = all_carry_buffers(ops), _touches(ops)
     for op in ops:
-        pair = _copied_whole(op)
-        if pair is None or pair[0] in home:
+        copy = _find_copy(op)
+        if copy is None or copy.source in home or copy.source in pinned or not copy.can_move(touches):
             kept.append(op)
             continue
-        home[pair[0]] = pair[1]
-        ledger.note(
-            "assign-outputs", ",".join(op.made_from), "removed", f"{pair[0]} is computed in {pair[1]} itself"
-        )
-    moved = {temporary: (output, ()) for temporary, output in home.items()}
-    return [relocate_buffers(op, moved) for op in kept]
+        home[copy.source] = copy
+        because = f"{copy.source} is computed in {copy.target} itself"
+        ledger.note("assign-outputs", ",".join(op.made_from), "removed", because)
+    return map_ops(kept, lambda op: _moved(op, home)) if home else kept
 
 
-def _copied_whole(op: OpInst) -> tuple[Buffer, Buffer] | None:
-    """(temporary, output) if the operator does nothing but copy one into the other, element by element."""
-    store = op.stores[0]
-    target, value = store.access.buffer, store.value
-    if len(op.stores) != 1 or target.kind is not BufferKind.OUTPUT or not isinstance(value, Load):
+@dataclass(frozen=True)
+class _Copy:
+    """An operator that does nothing but copy all of a temporary into an output, element by element."""
+
+    op: OpInst
+    load: Access
+    store: Access
+
+    @property
+    def source(self) -> Buffer:
+        return self.load.buffer
+
+    @property
+    def target(self) -> Buffer:
+        return self.store.buffer
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the temporary's coordinates are the output's, whatever they are."""
+        a, b = self.source, self.target
+        return (a.shape, a.strides) == (b.shape, b.strides) and self.load.index == self.store.index
+
+    def redirect(self, access: Access) -> Access | None:
+        """Where in the output an element of the temporary is; None if that cannot be solved for."""
+        if self.is_plain:
+            return Access(self.target, access.index)
+        points = find_point_map(self.op, self.load, access)
+        if points is None:
+            return None
+        return Access(self.target, tuple(i.substitute(points) for i in self.store.affine))
+
+    def can_move(self, touches: Mapping[Buffer, list[_Touch]]) -> bool:
+        """Whether everybody who touches the temporary can do so in the output."""
+        if self.is_plain:
+            return True
+        return all(not filled and self.redirect(access) for access, filled in touches[self.source])
+
+
+_Touch = tuple[Access, bool]
+"""An access, and whether it may look past the edge of its buffer."""
+
+
+def _find_copy(op: Element) -> _Copy | None:
+    if not isinstance(op, OpInst) or len(op.stores) != 1 or any(d.sequential for d in op.dims):
+        return None
+    store, value = op.stores[0], op.stores[0].value
+    if store.access.buffer.kind is not BufferKind.OUTPUT or store.accumulate or not isinstance(value, Load):
         return None
     source = value.access.buffer
-    if source.kind is not BufferKind.TEMPORARY or value.fill is not None or value.access.gathers:
+    if source.kind is not BufferKind.TEMPORARY or value.fill is not None:
         return None
-    same_layout = (source.dtype, source.shape, source.strides) == (target.dtype, target.shape, target.strides)
-    same_element = value.access.index == store.access.index
-    return (source, target) if same_layout and same_element else None
+    copy = _Copy(op, value.access, store.access)
+    return copy if _is_whole(copy) and _keeps_lanes(copy) else None
+
+
+def _is_whole(copy: _Copy) -> bool:
+    """Whether every element of both buffers takes part, and is found from either side."""
+    same_type = copy.source.dtype is copy.target.dtype
+    same_size = copy.source.elements == copy.op.points == copy.target.elements
+    if not same_type or not same_size or copy.load.gathers or copy.store.gathers:
+        return False
+    return copy.is_plain or find_point_map(copy.op, copy.load, copy.load) is not None
+
+
+def _keeps_lanes(copy: _Copy) -> bool:
+    """Whether one step in the temporary is one step in the output: its writers still store vectors."""
+    for dim in copy.op.dims:
+        if copy.load.offset().coefficient(dim.var) in (1, -1):
+            return copy.store.offset().coefficient(dim.var) == copy.load.offset().coefficient(dim.var)
+    return True
+
+
+def _touches(ops: Iterable[Element]) -> dict[Buffer, list[_Touch]]:
+    found: dict[Buffer, list[_Touch]] = defaultdict(list)
+    for op, _ in walk_ops(ops):
+        for load in op.loads():
+            found[load.access.buffer].append((load.access, load.fill is not None))
+        for store in op.stores:
+            found[store.access.buffer].append((store.access, False))
+    return found
+
+
+def _moved(op: OpInst, home: dict[Buffer, _Copy]) -> OpInst:
+    if not any(b in home for b in (*op.reads(), *op.writes())):
+        return op
+
+    def access(old: Access) -> Access:
+        return old if old.buffer not in home else home[old.buffer].redirect(old)  # type: ignore[return-value]
+
+    return rewrite_op(op, access=access)

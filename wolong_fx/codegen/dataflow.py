@@ -1,10 +1,11 @@
-"""Who must run before whom: data dependences between operator instances, and their levels."""
+"""Who must run before whom: data dependences between operators and loops, and their levels."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 
+from wolong_fx.codegen.loops import Element
 from wolong_fx.ir.program import OpInst, Store
 from wolong_fx.ir.types import Buffer
 
@@ -18,14 +19,14 @@ def is_ordered(store: Store) -> bool:
     return store.accumulate is not None or bool(store.access.gathers)
 
 
-def dependences(ops: Sequence[OpInst]) -> list[set[int]]:
-    """For each operator, the positions of those it must follow; `ops` is in an order that respects them."""
+def dependences(ops: Sequence[Element]) -> list[set[int]]:
+    """For each element, the positions of those it must follow; `ops` is in an order that respects them."""
     writers: dict[Buffer, list[int]] = defaultdict(list)
     readers: dict[Buffer, list[int]] = defaultdict(list)
     found: list[set[int]] = []
     for position, op in enumerate(ops):
         before = {w for buffer in op.reads() for w in writers[buffer]}
-        for store in op.stores:
+        for store in op.stores if isinstance(op, OpInst) else ():
             if is_ordered(store):
                 before.update(writers[store.access.buffer], readers[store.access.buffer])
         found.append(before - {position})

@@ -24,6 +24,11 @@ def is_scan(node: object) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target is SCAN
 
 
+def is_scan_body(node: Node) -> bool:
+    """True of the attribute that is the body of a loop."""
+    return node.op == "get_attr" and any(is_scan(user) and user.args[0] is node for user in node.users)
+
+
 def body_of(node: Node) -> GraphModule:
     """The body of a scan node; the node's graph has to be a module's."""
     attribute, module = node.args[0], node.graph.owning_module
