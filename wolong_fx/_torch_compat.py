@@ -278,6 +278,61 @@ def flatten(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
     return leaves, lambda values: _pytree.tree_unflatten(list(values), spec)
 
 
+@dataclass(frozen=True)
+class TensorAccess:
+    """How C reads a tensor that Python holds.
+
+    offset: bytes from the Python object to the at::Tensor in it
+    version: address of `int64_t at::TensorBase::_version() const`
+    data_pointer: address of `int aoti_torch_get_data_ptr(at::Tensor*, void**)`; it is 0 when all is well
+    """
+
+    offset: int
+    version: int
+    data_pointer: int
+
+
+@functools.cache
+def find_tensor_access() -> TensorAccess | None:
+    """None where this torch does not answer as expected: every part is tried on tensors first. 2.11, 2.13.
+
+    An object of 2.11 holds a flag before its at::Tensor, one of 2.13 does not: so the offset is looked for.
+    """
+    import ctypes
+    from pathlib import Path
+
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        version, data = library._ZNK2at10TensorBase8_versionEv, library.aoti_torch_get_data_ptr
+    except (OSError, AttributeError):
+        return None
+    version.restype, version.argtypes = ctypes.c_int64, (ctypes.c_void_p,)
+    data.restype, data.argtypes = ctypes.c_int, (ctypes.c_void_p, ctypes.c_void_p)
+    probes = [torch.nn.Parameter(torch.ones(3)), torch.ones(2, 2).mul_(2), torch.ones(0), torch.ones(9)[2:]]
+    found = {_offset_of_tensor(probe) for probe in probes}
+    offset = found.pop()
+    if found or offset is None:
+        return None
+    for probe in probes:
+        at, pointer = id(probe) + offset, ctypes.c_void_p()
+        if version(at) != probe._version or data(at, ctypes.byref(pointer)):
+            return None
+        if (pointer.value or 0) != probe.data_ptr():
+            return None
+    addresses = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in (version, data))
+    return TensorAccess(offset, *addresses)
+
+
+def _offset_of_tensor(tensor: torch.Tensor) -> int | None:
+    """Where in the Python object the pointer to the TensorImpl stands; None if not in exactly one place."""
+    import ctypes
+
+    words = type(tensor).__basicsize__ // 8
+    content = (ctypes.c_uint64 * words).from_address(id(tensor))
+    places = [i for i in range(words) if content[i] == tensor._cdata]
+    return 8 * places[0] if len(places) == 1 else None
+
+
 def first_line(text: str) -> str:
     """What a message of torch says, without its many lines of advice."""
     return text.strip().splitlines()[0] if text.strip() else "no reason given"

@@ -6,7 +6,9 @@ from wolong_fx.runtime.image import ABI_VERSION, ARENA_HEADER_BYTES, KernelImage
 from wolong_fx.runtime.isa import choose_isa, isa_flags
 from wolong_fx.runtime.kernel import Kernel, load_kernel
 from wolong_fx.runtime.notices import warn_once
+from wolong_fx.runtime.resident import ResidentKernel, Wiring
 from wolong_fx.runtime.threads import team_size
+from wolong_fx.runtime.watch import Watch, is_watchable
 
 __all__ = [
     "ABI_VERSION",
@@ -18,9 +20,13 @@ __all__ = [
     "KernelCache",
     "KernelImage",
     "KernelStep",
+    "ResidentKernel",
     "Slot",
     "TensorSpec",
+    "Watch",
+    "Wiring",
     "choose_isa",
+    "is_watchable",
     "isa_flags",
     "load_kernel",
     "slots_in",

@@ -1,0 +1,182 @@
+"""Says whether tensors are still what they were: the objects, their memory, their version counters.
+
+Every in-place operator of torch moves the version counter of its tensor (`Tensor._version`), on every alias
+that shares it. `p.data = other` does not, but changes the address; so the old memory is held until then, or
+another tensor could come to lie there. Beyond that promise a few words of each tensor are compared, since
+`p.data.mul_()` moves nothing at all: an optimiser, or an average over weights, changes nearly all of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from operator import is_
+
+import torch
+from torch import Tensor
+
+from wolong_fx import _torch_compat
+from wolong_fx.errors import WolongError
+from wolong_fx.options import Options
+from wolong_fx.runtime.cache import KernelCache, cache_key
+from wolong_fx.runtime.compiler import build_library
+
+SAMPLES = 4
+"""Words compared of each tensor, spread over it."""
+
+_address = Tensor.data_ptr
+_version: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
+
+_SOURCE = """\
+// Whether watched tensors moved. Called with the interpreter's lock held; header-free, as kernels are.
+typedef long long i64;
+typedef unsigned u32;
+struct Tensor { void* object; void** tensor; void* implementation; void* data; i64 version; };
+struct Sample { const char* at; u32 was; };
+struct Watch { const Tensor* tensors; i64 count; const Sample* samples; i64 words; };
+typedef i64 (*VersionOf)(void*);
+typedef int (*DataOf)(void*, void**);
+static VersionOf version_of;
+static DataOf data_of;
+
+extern "C" void* PyList_GetItem(void* list, i64 index);  // of the limited API; borrows
+extern "C" i64 PyList_Size(void* list);
+
+extern "C" void wolong_watch_init(VersionOf version, DataOf data) { version_of = version; data_of = data; }
+// 1 when the tensors in `list` are not those, or not as they were; 0 when they are.
+extern "C" int wolong_has_moved(const Watch* watch, void* list) {
+  if (PyList_Size(list) != watch->count) return 1;
+  for (i64 i = 0; i < watch->count; i++) {
+    const Tensor& t = watch->tensors[i];
+    void* data;
+    // After torch.utils.swap_tensors an object has another implementation, of which we know nothing.
+    if (PyList_GetItem(list, i) != t.object || *t.tensor != t.implementation) return 1;
+    if (version_of(t.tensor) != t.version || data_of(t.tensor, &data) || data != t.data) return 1;
+  }
+  for (i64 i = 0; i < watch->words; i++) {
+    u32 now;
+    __builtin_memcpy(&now, watch->samples[i].at, sizeof now);
+    if (now != watch->samples[i].was) return 1;
+  }
+  return 0;
+}
+"""
+
+
+class _CTensor(ctypes.Structure):
+    _fields_ = (
+        ("object", ctypes.c_void_p),
+        ("tensor", ctypes.c_void_p),
+        ("implementation", ctypes.c_void_p),
+        ("data", ctypes.c_void_p),
+        ("version", ctypes.c_longlong),
+    )
+
+
+class _CSample(ctypes.Structure):
+    _fields_ = (("at", ctypes.c_void_p), ("was", ctypes.c_uint32))
+
+
+class _CWatch(ctypes.Structure):
+    _fields_ = (
+        ("tensors", ctypes.POINTER(_CTensor)),
+        ("count", ctypes.c_longlong),
+        ("samples", ctypes.POINTER(_CSample)),
+        ("words", ctypes.c_longlong),
+    )
+
+
+class Watch:
+    """What tensors are at this moment; holds them and their memory.
+
+    Nothing can be said of tensors without a version counter (made in inference mode), or in memory that
+    others may write to with a counter of their own (a part of a vector, say by `vector_to_parameters`):
+    `is_blind` then, and `has_moved` always.
+    """
+
+    __slots__ = ("_addresses", "_check", "_memory", "_versions", "is_blind", "tensors")
+
+    def __init__(self, tensors: Sequence[Tensor], options: Options) -> None:
+        self.tensors = tuple(tensors)
+        self.is_blind = not all(map(is_watchable, tensors))
+        if self.is_blind:
+            return
+        self._versions = tuple(map(_version, tensors))
+        self._memory = tuple(t.untyped_storage() for t in tensors)
+        self._addresses = tuple(map(_address, tensors))
+        self._check = self._check_in_c(options) or self._has_moved
+
+    def has_moved(self, tensors: list[Tensor]) -> bool:
+        """Whether `tensors` are not the ones watched, or not as they were."""
+        return self.is_blind or bool(self._check(tensors))
+
+    def _has_moved(self, tensors: list[Tensor]) -> bool:
+        return not (
+            len(tensors) == len(self.tensors)
+            and all(map(is_, tensors, self.tensors))
+            and tuple(map(_version, tensors)) == self._versions
+            and tuple(map(_address, tensors)) == self._addresses
+        )
+
+    def _check_in_c(self, options: Options) -> Callable[[list[Tensor]], int] | None:
+        library = _find_library(options)
+        if library is None:
+            return None
+        rows = zip(self.tensors, self._addresses, self._versions, strict=True)
+        entries = [
+            _CTensor(id(t), id(t) + library.offset, t._cdata, address, version)  # type: ignore[attr-defined]
+            for t, address, version in rows
+        ]
+        words = [
+            _CSample(at, ctypes.c_uint32.from_address(at).value) for t in self.tensors for at in _places(t)
+        ]
+        tensors, samples = (_CTensor * len(entries))(*entries), (_CSample * len(words))(*words)
+        return partial(library.has_moved, _CWatch(tensors, len(entries), samples, len(words)))
+
+
+def is_watchable(tensor: Tensor) -> bool:
+    """Whether every ordinary write to `tensor` moves a counter that can be read."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_inference():
+        return False
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+        return False
+    return tensor.untyped_storage().nbytes() == _span(tensor) and tensor.storage_offset() == 0
+
+
+def _span(tensor: Tensor) -> int:
+    if not tensor.numel():
+        return 0
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def _places(tensor: Tensor) -> Iterator[int]:
+    """Addresses of the words to compare: the first, the last, and some between."""
+    words = _span(tensor) // 4
+    for position in sorted({i * (words - 1) // (SAMPLES - 1) for i in range(SAMPLES)} if words else ()):
+        yield tensor.data_ptr() + 4 * position
+
+
+class _Library:
+    """The check in C; `offset` of the at::Tensor in the object that Python sees."""
+
+    def __init__(self, library: ctypes.PyDLL, access: _torch_compat.TensorAccess) -> None:
+        self.has_moved = library.wolong_has_moved
+        self.has_moved.argtypes = (ctypes.POINTER(_CWatch), ctypes.py_object)
+        self.offset = access.offset
+        library.wolong_watch_init(ctypes.c_void_p(access.version), ctypes.c_void_p(access.data_pointer))
+
+
+@cache
+def _find_library(options: Options) -> _Library | None:
+    """None where torch hides what the check needs, or nothing can be built: Python then checks."""
+    access = _torch_compat.find_tensor_access()
+    if access is None:
+        return None
+    key = cache_key(_SOURCE, ())
+    try:
+        library = KernelCache.of(options).fetch(key, lambda d: build_library(_SOURCE, (), d), ctypes.PyDLL)
+    except (OSError, WolongError):
+        return None
+    return _Library(library, access)
