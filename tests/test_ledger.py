@@ -93,3 +93,18 @@ def test_the_time_of_a_step_adds_up_even_when_it_fails():
         time.sleep(0.002)
         raise ValueError("mine")
     assert ledger.timings["lower"] >= first + 0.002
+
+
+def test_the_time_of_a_step_is_its_own_so_that_all_add_up_to_the_whole():
+    ledger = Ledger()
+    start = time.perf_counter()
+    with ledger.timed("outer"):
+        time.sleep(0.002)
+        for name in ("one", "two"):
+            with ledger.timed(name), ledger.timed("within"):
+                time.sleep(0.004)
+    whole = time.perf_counter() - start
+    assert ledger.timings["within"] >= 0.008
+    assert 0 <= ledger.timings["one"] < 0.004
+    assert 0.002 <= ledger.timings["outer"] <= whole - 0.008
+    assert sum(ledger.timings.values()) == pytest.approx(whole, rel=0.2)

@@ -48,6 +48,7 @@ class Ledger:
     timings: dict[str, float] = field(default_factory=dict)
     op_counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=lambda: {"arena": 0, "eager": 0})
+    _inner: list[float] = field(default_factory=list, repr=False, compare=False)
 
     def note(self, step: str, node: object, action: str, because: str) -> None:
         """Record a decision; `node` is an fx.Node (its meta gives the user's line) or a name."""
@@ -56,12 +57,16 @@ class Ledger:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Add the seconds spent inside to `timings[step]`."""
+        """Add the seconds spent inside, less those of steps timed within it, to `timings[step]`."""
+        self._inner.append(0.0)
         start = perf_counter()
         try:
             yield
         finally:
-            self.timings[step] = self.timings.get(step, 0.0) + perf_counter() - start
+            took = perf_counter() - start
+            self.timings[step] = self.timings.get(step, 0.0) + took - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += took
 
     def add_memory(self, *, arena: int, eager: int) -> None:
         """Record the bytes one partition's temporaries take, and what eager's would at their peak."""

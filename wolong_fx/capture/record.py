@@ -12,6 +12,9 @@ from wolong_fx.ledger import Ledger
 
 GRAPH_BREAK = "graph-break"  # the step of the ledger
 
+AOT_AND_COMPILE = "aot-autograd and compile"
+"""The step in which AOTAutograd traces and, within it, calls us for each graph, which has a ledger of its own."""
+
 
 @dataclass(frozen=True)
 class CompiledGraph:
