@@ -13,7 +13,7 @@ from wolong_fx.ledger import Ledger
 GRAPH_BREAK = "graph-break"  # the step of the ledger
 
 AOT_AND_COMPILE = "aot-autograd and compile"
-"""The step in which AOTAutograd traces and, within it, calls us for each graph, which has a ledger of its own."""
+"""The step in which AOTAutograd traces and calls us for each graph, which has a ledger of its own."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Stats:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes of temporaries of the hungriest graph: in our arena, and at eager's peak."""
+        """Bytes of the hungriest graph: temporaries in our arena and at eager's peak, and what is kept."""
         worst = max((ledger.memory for ledger in self.ledgers), key=lambda m: m["arena"], default={})
         return dict(worst)
 
@@ -82,6 +82,8 @@ class Stats:
         if self.memory.get("arena"):
             ours, eagers = (self.memory[name] / 1e6 for name in ("arena", "eager"))
             lines.append(f"temporaries: {ours:.2f} MB in the arena, {eagers:.2f} MB at eager's peak")
+        if self.memory.get("kept"):
+            lines.append(f"kept between calls: {self.memory['kept'] / 1e6:.2f} MB made of weights")
         lines += [f"{count} x fell back: {reason}" for reason, count in self.fallbacks.most_common()]
         return "\n".join(lines)
 
