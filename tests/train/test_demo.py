@@ -8,9 +8,9 @@ import pytest
 
 from wolong_fx import Stats
 from wolong_fx.report.measure import Contest
+from wolong_fx.report.screen import bar_lines, ratio_words, work_words
 from wolong_fx.train import demo
 from wolong_fx.train.demo import largest_difference, run_demo
-from wolong_fx.train.screen import bar_lines, ratio_words, work_words
 
 from .conftest import TINY
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from time import perf_counter
+from time import perf_counter, sleep
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,24 @@ def measure_interleaved(
     rounds: int,
     *,
     sample_ms: float = 0.0,
+    rest_ms: float = 0.0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Contest:
     """Time each call in turn, `rounds` times, after warming all up.
 
     sample_ms: repeat a fast call until one sample takes about this long, so that the clock does not matter;
                the repeats of one contender run back to back, as they would in use
+    rest_ms: wait so long before each sample, and call once untimed: threads of the contender before, which
+             wait for more work, would else take a processor from the next one
     """
     repeats = {name: _repeats(call, sample_ms) for name, call in calls.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         progress(f"round {number + 1} of {rounds}")
         for name, call in calls.items():
+            if rest_ms:
+                sleep(rest_ms / 1e3)
+                call()
             taken[name].append(_time_ms(call, repeats[name]))
     return Contest(taken)
 

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 import wolong_fx
 from wolong_fx.report.measure import Contest, measure_interleaved, processor_name
+from wolong_fx.report.screen import bar_lines, ratio_words, show_status, work_words
 from wolong_fx.testing.models import GateLSTM, same_as_nn_lstm
 from wolong_fx.train.config import leave_compile_open, read_config
 from wolong_fx.train.loop import Outcome, train
 from wolong_fx.train.plot import plot_bars, plot_losses
-from wolong_fx.train.screen import bar_lines, ratio_words, show_status, work_words
 
 SAMPLE_MS = 10.0  # a fast call is repeated until a sample takes this long
 TOLERANCE = 1e-3  # relative; sums in another order drift apart a little more with each step

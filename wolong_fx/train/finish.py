@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 
 from wolong_fx import stats
+from wolong_fx.report.screen import work_words
 from wolong_fx.train.files import write_atomically
 from wolong_fx.train.loop import Outcome
 from wolong_fx.train.plot import plot_losses
 from wolong_fx.train.sample import generate_text
-from wolong_fx.train.screen import work_words
 
 log = logging.getLogger("wolong_fx")
 
