@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from wolong_fx.codegen.dataflow import dependences, levels
 from wolong_fx.codegen.fuse_ops import is_heavy
+from wolong_fx.codegen.loops import Element, Exit, carry_buffers, map_ops
 from wolong_fx.codegen.rewrite import (
     Relocation,
     relocate_buffers,
@@ -31,19 +32,24 @@ from wolong_fx.ledger import Ledger
 STEP = "b"  # the new dimension's variable, renamed once the operator is made
 
 
-def batch_ops(ops: list[OpInst], ledger: Ledger) -> list[OpInst]:
-    """Batch level by level, so that what one level stacked is a regular read of the next."""
+def batch_ops(ops: list[Element], ledger: Ledger) -> list[Element]:
+    """Batch level by level, so that what one level stacked is a regular read of the next.
+
+    Loops stay as they are, and so do the buffers that they hand from trip to trip.
+    """
     moved: dict[Buffer, Relocation] = {}
-    done: list[OpInst] = []
+    pinned = carry_buffers(ops).union(*(op.reads() for op in ops if isinstance(op, Exit)))
+    done: list[Element] = []
     for level in _by_level(ops):
-        level = [relocate_buffers(op, moved) for op in level]
-        for members in _isomorphic(level):
-            done += _batched(members, moved, ledger)
-    return [relocate_buffers(op, moved) for op in done]
+        done += (op for op in level if not isinstance(op, OpInst))
+        operators = [relocate_buffers(op, moved) for op in level if isinstance(op, OpInst)]
+        for members in _isomorphic(operators):
+            done += _batched(members, pinned, moved, ledger)
+    return map_ops(done, lambda op: relocate_buffers(op, moved))
 
 
-def _by_level(ops: Sequence[OpInst]) -> list[list[OpInst]]:
-    found: dict[int, list[OpInst]] = defaultdict(list)
+def _by_level(ops: Sequence[Element]) -> list[list[Element]]:
+    found: dict[int, list[Element]] = defaultdict(list)
     for op, level in zip(ops, levels(dependences(ops)), strict=True):
         found[level].append(op)
     return [found[level] for level in sorted(found)]
@@ -115,10 +121,12 @@ class _Member:
     constants: tuple[int, ...]
 
 
-def _batched(ops: Sequence[OpInst], moved: dict[Buffer, Relocation], ledger: Ledger) -> Iterator[OpInst]:
+def _batched(
+    ops: Sequence[OpInst], pinned: set[Buffer], moved: dict[Buffer, Relocation], ledger: Ledger
+) -> Iterator[OpInst]:
     members = sorted((_Member(op, _constants(op)) for op in ops), key=lambda m: m.constants)
     for run in _runs(members):
-        if len(run) == 1 or not _can_stack([m.op for m in run]):
+        if len(run) == 1 or not _can_stack([m.op for m in run], pinned):
             yield from (m.op for m in run)
         else:
             yield _stacked(run, moved, ledger)
@@ -145,10 +153,11 @@ def _runs(members: Sequence[_Member]) -> Iterator[list[_Member]]:
     yield run
 
 
-def _can_stack(ops: Sequence[OpInst]) -> bool:
+def _can_stack(ops: Sequence[OpInst], pinned: set[Buffer]) -> bool:
     """Each writes temporaries of its own, wholly; shared targets would have to be stepped through."""
     written = [s.access.buffer for op in ops for s in op.stores]
-    own = all(b.kind is BufferKind.TEMPORARY for b in written) and len(set(written)) == len(written)
+    own = len(set(written)) == len(written) and pinned.isdisjoint(written)
+    own = own and all(b.kind is BufferKind.TEMPORARY for b in written)
     return own and all(s.access.buffer.elements == op.points for op in ops for s in op.stores)
 
 

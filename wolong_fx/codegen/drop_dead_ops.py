@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from wolong_fx.codegen.loops import Element, LoopInst
-from wolong_fx.ir.program import OpInst
 from wolong_fx.ir.types import Buffer, BufferKind
 from wolong_fx.ledger import Ledger
 
@@ -27,7 +26,7 @@ def _alive(ops: Iterable[Element], wanted: set[Buffer]) -> list[Element]:
     """What computes an output or a wanted buffer; `wanted` grows by what that reads."""
     alive: list[Element] = []
     for op in reversed(list(ops)):
-        kept = op if isinstance(op, OpInst) else _alive_loop(op, wanted)
+        kept = _alive_loop(op, wanted) if isinstance(op, LoopInst) else op
         if kept and any(b in wanted or b.kind is BufferKind.OUTPUT for b in kept.writes()):
             wanted.update(kept.reads())
             alive.append(kept)

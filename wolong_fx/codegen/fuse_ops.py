@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from typing import TypeGuard
 
 from wolong_fx.codegen.alignment import PointMap, find_point_map, is_bijective
 from wolong_fx.codegen.dataflow import dependences, is_ordered, levels
+from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.rewrite import rename_variables, rewrite_op, share_expressions, substitute_variables
 from wolong_fx.ir.expr import Access, Expr, Load, Reduce, walk
 from wolong_fx.ir.index import Var
@@ -27,13 +29,13 @@ from wolong_fx.ledger import Ledger
 
 MAX_NODES = 400  # expression nodes of one operator: above this, registers spill and compile time grows
 MAX_STORES = 48
-MAX_REDUCES = 8  # each has accumulators; a longer sum of MatMuls goes on in the next operator
+MAX_REDUCES = 12  # each has accumulators; a longer sum of MatMuls goes on in the next operator
 SEARCH_LIMIT = 200  # operators looked at to prove that joining makes no cycle
 
 
-def fuse_ops(ops: list[OpInst], ledger: Ledger) -> list[OpInst]:
+def fuse_ops(ops: list[Element], ledger: Ledger) -> list[Element]:
     """Fuse to a fixpoint; the result is in dependence order and computes the same values."""
-    fuser = _Fuser([share_expressions(rename_variables(op)) for op in ops], ledger)
+    fuser = _Fuser([_prepared(op) for op in ops], ledger)
     fuser.join_readers()
     fuser.join_siblings()
     return fuser.result()
@@ -41,9 +43,9 @@ def fuse_ops(ops: list[OpInst], ledger: Ledger) -> list[OpInst]:
 
 @dataclass
 class _Fuser:
-    """The operators still standing, and who reads and writes which buffer."""
+    """The operators still standing, and who reads and writes which buffer. Loops stand as they are."""
 
-    ops: list[OpInst | None]
+    ops: list[Element | None]
     ledger: Ledger
     readers: dict[Buffer, set[int]] = field(default_factory=lambda: defaultdict(set))
     writers: dict[Buffer, set[int]] = field(default_factory=lambda: defaultdict(set))
@@ -59,7 +61,7 @@ class _Fuser:
         for position, op in enumerate(self.ops):
             self._register(position, op)
 
-    def _register(self, position: int, op: OpInst | None) -> None:
+    def _register(self, position: int, op: Element | None) -> None:
         for buffer in op.reads() if op else ():
             self.readers[buffer].add(position)
         for buffer in op.writes() if op else ():
@@ -68,15 +70,20 @@ class _Fuser:
     def _unregister(self, position: int) -> None:
         self._unregister_all(position, self.get(position))
 
-    def _unregister_all(self, position: int, op: OpInst) -> None:
+    def _unregister_all(self, position: int, op: Element) -> None:
         for buffer in op.reads():
             self.readers[buffer].discard(position)
         for buffer in op.writes():
             self.writers[buffer].discard(position)
 
-    def get(self, position: int) -> OpInst:
+    def get(self, position: int) -> Element:
         op = self.ops[position]
         assert op is not None
+        return op
+
+    def _operator(self, position: int) -> OpInst:
+        op = self.get(position)
+        assert isinstance(op, OpInst)
         return op
 
     # ---- into the reader
@@ -153,7 +160,7 @@ class _Fuser:
         return True
 
     def _join(self, producer: int, reader: int, point_map: PointMap) -> None:
-        first, second = self.get(producer), self.get(reader)
+        first, second = self._operator(producer), self._operator(reader)
         moved = substitute_variables(first, point_map, second.dims)
         joined = _joined(moved, second)
         self._unregister(producer)
@@ -210,7 +217,7 @@ class _Fuser:
         self._settle_levels()
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for position, op in enumerate(self.ops):
-            if op is not None and _can_host(op):
+            if _can_host(op):
                 for key in _shared_operands(op):
                     groups[(self.level[position], op.domain, *key)].append(position)
         for members in groups.values():
@@ -221,7 +228,7 @@ class _Fuser:
             return
         into, *others = members
         for other in others:
-            first, second = self.get(into), self.get(other)
+            first, second = self._operator(into), self._operator(other)
             if self.level[into] != self.level[other] or _too_big(first, second):
                 into = other
                 continue
@@ -247,7 +254,7 @@ class _Fuser:
         alive = [p for p, op in enumerate(self.ops) if op is not None]
         return sorted(alive, key=lambda p: (self.level[p], p))
 
-    def result(self) -> list[OpInst]:
+    def result(self) -> list[Element]:
         return [self.get(p) for p in self._order()]
 
 
@@ -256,8 +263,14 @@ def is_heavy(op: OpInst) -> bool:
     return any(isinstance(e, Reduce) for e in op.expressions())
 
 
-def _can_host(op: OpInst) -> bool:
+def _prepared(op: Element) -> Element:
+    return share_expressions(rename_variables(op)) if isinstance(op, OpInst) else op
+
+
+def _can_host(op: Element | None) -> TypeGuard[OpInst]:
     """Only plain stores over parallel dimensions are fused."""
+    if not isinstance(op, OpInst):
+        return False
     return not any(d.sequential for d in op.dims) and not any(is_ordered(s) for s in op.stores)
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import OpInst
 from wolong_fx.ir.types import Buffer
+from wolong_fx.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class LoopInst:
     """Operators that run `var.extent` times, in an order that respects their data; `var` stands in their
     indices.
 
+    stacks: buffers that every trip writes its own part of, for what follows the loop
     made_from: names of the FX nodes it computes
     """
 
@@ -40,6 +43,7 @@ class LoopInst:
     var: Var
     body: tuple[Element, ...]
     carries: tuple[Carry, ...]
+    stacks: tuple[Buffer, ...] = ()
     made_from: tuple[str, ...] = ()
 
     def reads(self) -> tuple[Buffer, ...]:
@@ -51,22 +55,58 @@ class LoopInst:
         return tuple(dict.fromkeys(b for element in self.body for b in element.writes()))
 
 
-Element = OpInst | LoopInst
+@dataclass(frozen=True, eq=False)
+class Exit:
+    """Stands behind a loop's body while a step runs on it: what comes after a trip reads these buffers."""
+
+    buffers: tuple[Buffer, ...]
+    made_from: tuple[str, ...] = ()
+
+    def reads(self) -> tuple[Buffer, ...]:
+        return self.buffers
+
+    def writes(self) -> tuple[Buffer, ...]:
+        return ()
+
+
+Element = OpInst | LoopInst | Exit
 """What a partition is made of before scheduling."""
+
+Step = Callable[[list[Element], Ledger], list[Element]]
+
+
+def in_every_scope(step: Step) -> Step:
+    """The step run on the bodies of loops, innermost first, and then on what is around them."""
+
+    @wraps(step)
+    def run(elements: list[Element], ledger: Ledger) -> list[Element]:
+        return step(map_bodies(elements, partial(_on_body, step, ledger)), ledger)
+
+    return run
+
+
+def _on_body(step: Step, ledger: Ledger, loop: LoopInst) -> LoopInst:
+    leave = Exit((*(c.new for c in loop.carries), *loop.stacks))
+    done = step([*loop.body, leave], ledger)
+    return replace(loop, body=tuple(e for e in done if not isinstance(e, Exit)))
 
 
 def map_ops(elements: Iterable[Element], change: Callable[[OpInst], OpInst]) -> list[Element]:
     """The elements with every operator changed, those in loops too."""
     return [
-        change(e) if isinstance(e, OpInst) else replace(e, body=tuple(map_ops(e.body, change)))
+        change(e) if isinstance(e, OpInst) else _with_body(e, lambda body: map_ops(body, change))
         for e in elements
     ]
+
+
+def _with_body(element: Element, change: Callable[[Iterable[Element]], list[Element]]) -> Element:
+    return replace(element, body=tuple(change(element.body))) if isinstance(element, LoopInst) else element
 
 
 def map_bodies(elements: Iterable[Element], change: Callable[[LoopInst], LoopInst]) -> list[Element]:
     """The elements with every loop changed, innermost first."""
     return [
-        e if isinstance(e, OpInst) else change(replace(e, body=tuple(map_bodies(e.body, change))))
+        change(replace(e, body=tuple(map_bodies(e.body, change)))) if isinstance(e, LoopInst) else e
         for e in elements
     ]
 
@@ -76,8 +116,13 @@ def walk_ops(elements: Iterable[Element], trips: int = 1) -> Iterator[tuple[OpIn
     for element in elements:
         if isinstance(element, OpInst):
             yield element, trips
-        else:
+        elif isinstance(element, LoopInst):
             yield from walk_ops(element.body, trips * element.var.extent)
+
+
+def count_ops(elements: Iterable[Element]) -> int:
+    """Operators, those of a loop's body once."""
+    return sum(1 for _ in walk_ops(elements))
 
 
 def carry_buffers(elements: Iterable[Element]) -> set[Buffer]:

@@ -84,9 +84,10 @@ class _Loop:
         carries = (
             Carry(old, of.buffer) for (old, _), of in zip(pairs, finals, strict=True) if old and of.buffer
         )
+        written = (stack.buffer for stack in stacks if stack.buffer)
         name = self.scan.node.name
         if self.inner.ops and self.var.extent:
-            loop = LoopInst(name, self.var, tuple(self.inner.ops), tuple(carries), (name,))
+            loop = LoopInst(name, self.var, tuple(self.inner.ops), tuple(carries), tuple(written), (name,))
             self.outer.ops.append(loop)
         return (*finals, *stacks)
 

@@ -8,6 +8,8 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from wolong_fx.passes.loops.scan import is_scan
+
 aten = torch.ops.aten
 
 VIEWS = frozenset(
@@ -83,6 +85,7 @@ HEAVY = frozenset(
             "amin",
         ),
         *("max", "min", "argmax", "argmin", "any", "all", "_softmax", "_log_softmax"),
+        *("convolution", "convolution_backward", "avg_pool2d", "max_pool2d_with_indices"),
     )
 )
 """Operators (packets) that take more than constant work an element."""
@@ -93,5 +96,6 @@ def count_heavy_depth(graph: Graph) -> dict[Node, int]:
     depth: dict[Node, int] = {}
     for node in graph.nodes:
         before = max((depth[n] for n in node.all_input_nodes), default=0)
-        depth[node] = before + (getattr(node.target, "overloadpacket", None) in HEAVY)
+        is_heavy = is_scan(node) or getattr(node.target, "overloadpacket", None) in HEAVY
+        depth[node] = before + is_heavy
     return depth
