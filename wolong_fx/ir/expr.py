@@ -245,7 +245,8 @@ def rebuild(
     access: Callable[[Access], Access] = lambda a: a,
 ) -> list[Expr]:
     """Copies of `roots`, sharing kept: `change(node)` may replace a node outright, with all below it; `index`
-    maps every index and `access` every load's access, after its indices and gathered values were mapped."""
+    maps every index (and renames a reduction's variables, where it maps them to others) and `access` every
+    load's access, after its indices and gathered values were mapped."""
     new: dict[int, Expr] = {}
     roots = list(roots)
     for node in walk(roots):
@@ -283,7 +284,16 @@ def _copy(
             return node if mapped is access else Load(mapped, fill)
         case IndexValue(i):
             return node if index(i) == i else IndexValue(index(i))
+        case Reduce(op, over, body):
+            renamed = tuple(_renamed(v, index) for v in over)
+            is_same = renamed == over and new[id(body)] is body
+            return node if is_same else Reduce(op, renamed, new[id(body)])
     return with_args(node, [new[id(a)] for a in node.args])
+
+
+def _renamed(var: Var, index: Callable[[Index], Index]) -> Var:
+    terms = index(Index.of(var)).terms
+    return terms[0][0] if terms and isinstance(terms[0][0], Var) else var
 
 
 def with_args(node: Expr, args: Sequence[Expr]) -> Expr:

@@ -91,7 +91,7 @@ class Planner:
         points = 1 if row is None else self.op.dims[row].extent
         if any(self.runs_along_inner(r) for r in self.analysis.dots):
             return self._inner_dot_plan(row, points)
-        vectors = self._vectors(1 if points == 1 else group, extent)
+        vectors = self._vectors(group, extent)
         accumulators = vectors * group
         rows = _even(
             points, min(6 if vectors * group >= 4 else 12, max(1, self.machine.accumulators // accumulators))
