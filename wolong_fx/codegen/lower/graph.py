@@ -9,10 +9,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from wolong_fx.codegen.lower import (  # noqa: F401  (imported for their registrations)
+    convolution,
     creation,
     indexing,
     matmul,
     pointwise,
+    pooling,
     reductions,
     views,
 )

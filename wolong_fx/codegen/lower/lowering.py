@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,12 +15,13 @@ from wolong_fx.codegen.lower.registry import LOWERINGS
 from wolong_fx.codegen.lower.uses import count_heavy_depth, count_uses
 from wolong_fx.codegen.lower.value import DTYPES, TensorValue, of_buffer, reindexed
 from wolong_fx.errors import UnsupportedOperator
-from wolong_fx.ir.expr import Access
-from wolong_fx.ir.index import Index, Var
+from wolong_fx.ir.expr import Access, Load, walk
+from wolong_fx.ir.index import Index, Var, contiguous_strides
 from wolong_fx.ir.program import Dim, OpInst, Store
 from wolong_fx.ir.types import Buffer, BufferKind, DType
 
 INLINE_COST = 0  # a value used more than once is recomputed only if it costs no more operations than this
+LEAST_CHANNELS = 8  # channels that it pays to run vectors along
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Lowering:
     values: dict[Node, Any] = field(default_factory=dict)
     node: Node | None = None
     kept: dict[TensorValue, Buffer] = field(default_factory=dict)
+    channels_last: set[Buffer] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.uses = count_uses(self.gm.graph)
@@ -93,12 +95,13 @@ class Lowering:
 
     # ---- services for the lowerings
 
-    def as_buffer(self, value: TensorValue) -> Buffer:
+    def as_buffer(self, value: TensorValue, *, channels_last: bool = False) -> Buffer:
         """A buffer that holds exactly this value: its own, or a new temporary filled by a new operator."""
         if value.buffer is not None:
             return value.buffer
         if value not in self.kept:
-            self.kept[value] = self.temporary(value.shape, value.dtype)
+            channels_last = channels_last or self.runs_along_channels(value)
+            self.kept[value] = self.temporary(value.shape, value.dtype, channels_last=channels_last)
             self.store_whole(self.kept[value], value)
         return self.kept[value]
 
@@ -106,11 +109,32 @@ class Lowering:
         """`value`, in memory if reading it would compute anything."""
         return value if value.is_load else of_buffer(self.as_buffer(value))
 
-    def temporary(self, shape: tuple[int, ...], dtype: DType) -> Buffer:
+    def in_memory(self, value: TensorValue, *, channels_last: bool = False) -> TensorValue:
+        """`value` realised; with `channels_last`, where a step along its many channels is one element."""
+        if not value.elements:
+            return value
+        channels_last = channels_last and value.shape[1] >= LEAST_CHANNELS
+        if value.is_load and channels_last and not _steps_along_channels(value):
+            value = reindexed(value, value.shape, lambda at, of=value: at)
+            return of_buffer(self.as_buffer(value, channels_last=True))
+        return value if value.is_load else of_buffer(self.as_buffer(value, channels_last=channels_last))
+
+    def runs_along_channels(self, value: TensorValue) -> bool:
+        """Whether a value is computed from memory that is laid out channels last: it then is so itself."""
+        return (
+            bool(self.channels_last) and value.rank > 2 and _steps_along_channels(value, self.channels_last)
+        )
+
+    def temporary(self, shape: tuple[int, ...], dtype: DType, *, channels_last: bool = False) -> Buffer:
+        """New memory for a tensor, row-major or with its second dimension fastest."""
         assert self.node is not None
         name = f"{self.node.name}_{len(self.others)}"
-        self.others.append(Buffer.contiguous(name, dtype, shape, BufferKind.TEMPORARY))
-        return self.others[-1]
+        buffer = Buffer.contiguous(name, dtype, shape, BufferKind.TEMPORARY)
+        if channels_last:
+            buffer = replace(buffer, strides=_channels_last_strides(shape))
+            self.channels_last.add(buffer)
+        self.others.append(buffer)
+        return buffer
 
     def constant_buffer(self, name: str, tensor: torch.Tensor) -> Buffer:
         """A buffer with the bytes of a tensor that nobody can change."""
@@ -150,6 +174,24 @@ def domain_of(shape: Sequence[int], prefix: str = "d") -> tuple[tuple[Dim, ...],
     variables = [Var(f"{prefix}{i}", n) for i, n in enumerate(shape)]
     dims = tuple(Dim(v) for v in variables if v.extent != 1)
     return dims, tuple(Index.of(v) for v in variables)
+
+
+def _channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    batch, channel, *rest = contiguous_strides((shape[0], *shape[2:], shape[1]))
+    *image, channel = (channel, *rest)
+    return batch, channel, *image
+
+
+def _steps_along_channels(value: TensorValue, among: Collection[Buffer] | None = None) -> bool:
+    """Whether the element after one of a buffer (of `among`) is that of the next channel."""
+    dims, at = domain_of(value.shape)
+    channel = next((d.var for d in dims if Index.of(d.var) == at[1]), None)
+    loads = (node.access for node in walk([value.at(at)]) if isinstance(node, Load))
+    return any(
+        channel is not None and access.offset().coefficient(channel) == 1
+        for access in loads
+        if among is None or access.buffer in among
+    )
 
 
 def _buffer_like(name: str, tensor: torch.Tensor, kind: BufferKind) -> Buffer:

@@ -187,7 +187,8 @@ def _joined(
     lowering: Lowering, parts: Sequence[TensorValue], dim: int, dtype: DType, shape: tuple[int, ...]
 ) -> TensorValue:
     """A buffer whose slices are written part by part; fusion lets each producer write its own."""
-    buffer = lowering.temporary(shape, dtype)
+    follows_channels = any(p.elements and lowering.runs_along_channels(p) for p in parts)
+    buffer = lowering.temporary(shape, dtype, channels_last=follows_channels)
     start = [0] * len(shape)
     for part in parts:
         lowering.store_whole(buffer, converted(part, dtype), start)
