@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -527,6 +528,172 @@ MATMUL = [
     ),
 ]
 
+CONVOLUTION = [
+    Operator(
+        "convolution",
+        "convolution",
+        FLOATS,
+        cases(
+            case(partial(F.conv2d, padding=1), (2, 3, 7, 6), (20, 3, 3, 3), (20,)),
+            case(
+                partial(F.conv2d, stride=2, padding=2, dilation=2), (2, 16, 9, 8), (5, 16, 3, 3), kind="steps"
+            ),
+            case(lambda x, w: F.conv2d(x.relu(), w), (1, 16, 8, 8), (19, 16, 1, 1), kind="one tap"),
+            case(partial(F.conv2d), (3, 16, 1, 1), (9, 16, 1, 1), kind="few points"),
+            case(
+                partial(F.conv2d, groups=19, padding=2, dilation=2),
+                (1, 19, 8, 8),
+                (19, 1, 3, 3),
+                kind="depthwise",
+            ),
+            case(
+                partial(F.conv2d, groups=8, padding=1), (1, 8, 5, 5), (16, 1, 3, 3), kind="multiplied depth"
+            ),
+            case(partial(F.conv2d, groups=2, padding=1), (1, 8, 5, 5), (6, 4, 3, 3), kind="groups"),
+            case(partial(F.conv1d, stride=2, padding=2), (2, 5, 11), (9, 5, 4), (9,), kind="1d"),
+            case(partial(F.conv3d, padding=1), (1, 8, 3, 4, 5), (8, 8, 3, 1, 3), kind="3d"),
+            case(partial(F.conv2d, padding="same"), (1, 8, 5, 6), (8, 8, 5, 3), kind="same"),
+            case(partial(F.conv2d, padding=1), (0, 4, 6, 6), (4, 4, 3, 3), kind="no images"),
+            case(partial(F.conv2d, padding=1), (8, 5, 6), (9, 8, 3, 3), kind="one image"),
+            case(lambda x, w: F.conv2d(x[:, ::2, 1:], w), (2, 32, 6, 6), (16, 16, 3, 3), kind="strided"),
+            case(
+                lambda x, w: F.conv2d(_channels_last(x), _channels_last(w), padding=1),
+                (2, 16, 6, 6),
+                (16, 16, 3, 3),
+                kind="channels last",
+            ),
+            case_of(
+                "special",
+                lambda x, w: F.conv2d(x, w),
+                lambda m: (m.special()[:4].reshape(1, 1, 2, 2).expand(1, 9, 2, 2), m.tensor(8, 9, 1, 1)),
+            ),
+            case_of(
+                "not a number",
+                partial(F.conv2d, padding=1, groups=9),
+                lambda m: (m.special()[:5].reshape(1, 1, 1, 5).repeat(1, 9, 1, 1), m.tensor(9, 1, 1, 3)),
+            ),
+        ),
+        cancels=True,
+    ),
+    Operator(
+        "convolution",
+        "transposed",
+        FLOATS,
+        cases(
+            case(
+                partial(F.conv_transpose2d, stride=2, padding=1, output_padding=1),
+                (2, 8, 4, 5),
+                (8, 12, 3, 3),
+                (12,),
+            ),
+            case(
+                partial(F.conv_transpose2d, stride=(2, 1), padding=1, groups=2, dilation=2),
+                (2, 8, 4, 5),
+                (8, 3, 3, 3),
+                kind="groups",
+            ),
+            case(partial(F.conv_transpose1d, padding=3), (2, 8, 9), (8, 3, 2), kind="cropped"),
+        ),
+        cancels=True,
+    ),
+    Operator(
+        "convolution",
+        "gradients",
+        FLOATS,
+        cases(
+            case(gradient(partial(F.conv2d, stride=2, padding=1), 3), (2, 3, 7, 6), (20, 3, 3, 3), (20,)),
+            case(
+                gradient(partial(F.conv2d, groups=19, padding=2, dilation=2), 2),
+                (2, 19, 8, 8),
+                (19, 1, 3, 3),
+                kind="depthwise",
+            ),
+            case(gradient(partial(F.conv2d, groups=2), 2), (1, 8, 5, 5), (6, 4, 3, 3), kind="groups"),
+            case(gradient(partial(F.conv1d, padding=2), 1), (2, 5, 11), (9, 5, 4), kind="of the input alone"),
+            case(
+                gradient(partial(F.conv_transpose2d, stride=2, padding=1, output_padding=1), 3),
+                (2, 8, 4, 5),
+                (8, 12, 3, 3),
+                (12,),
+                kind="transposed",
+            ),
+        ),
+        cancels=True,
+    ),
+]
+
+_POOLS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "avg": (
+        partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False),
+        (2, 16, 5, 6),
+    ),
+    "avg beyond the edge": (
+        partial(F.avg_pool2d, kernel_size=3, stride=2, padding=1, ceil_mode=True),
+        (2, 5, 8, 7),
+    ),
+    "avg divisor": (partial(F.avg_pool2d, kernel_size=(2, 3), divisor_override=5), (5, 8, 7)),
+    "avg 1d": (partial(F.avg_pool1d, kernel_size=3, stride=2), (2, 5, 8)),
+    "max": (partial(F.max_pool2d, kernel_size=3, stride=1, padding=1, return_indices=True), (2, 16, 5, 6)),
+    "max dilated": (
+        partial(
+            F.max_pool2d, kernel_size=3, stride=2, padding=1, dilation=2, ceil_mode=True, return_indices=True
+        ),
+        (2, 5, 9, 8),
+    ),
+    "max 1d": (partial(F.max_pool1d, kernel_size=2), (2, 5, 9)),
+    "max 3d": (partial(F.max_pool3d, kernel_size=2, return_indices=True), (1, 3, 4, 4, 5)),
+    "max of -inf": (
+        lambda x: F.max_pool2d(x.float() * 0 - float("inf"), 3, 1, 1, return_indices=True),
+        (1, 2, 4, 4),
+    ),
+    "max of channels last": (lambda x: F.max_pool2d(_channels_last(x), 2), (2, 16, 4, 4)),
+    "adaptive avg": (partial(F.adaptive_avg_pool2d, output_size=(3, 2)), (2, 5, 8, 7)),
+    "adaptive avg to one": (partial(F.adaptive_avg_pool2d, output_size=1), (2, 5, 8, 7)),
+    "nearest": (partial(F.interpolate, scale_factor=2), (2, 5, 4, 3)),
+    "nearest to a size": (partial(F.interpolate, size=(7, 5)), (2, 5, 4, 3)),
+    "avg gradient": (
+        gradient(partial(F.avg_pool2d, kernel_size=3, stride=2, padding=1, count_include_pad=False)),
+        (2, 5, 8, 7),
+    ),
+    "max gradient": (gradient(partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)), (2, 9, 6, 5)),
+    "max dilated gradient": (
+        gradient(partial(F.max_pool2d, kernel_size=3, stride=2, padding=1, dilation=2)),
+        (2, 5, 9, 8),
+    ),
+}
+
+_POOLS_WITHOUT_HALVES: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "avg 3d": (partial(F.avg_pool3d, kernel_size=2), (1, 3, 4, 4, 6)),
+}
+
+POOLING = [
+    *(
+        Operator("pooling", name, FLOATS, cases(case(f, shape)), cancels="avg" in name or "gradient" in name)
+        for name, (f, shape) in _POOLS.items()
+    ),
+    *(
+        Operator("pooling", name, (torch.float32, torch.float64), cases(case(f, shape)), cancels=True)
+        for name, (f, shape) in _POOLS_WITHOUT_HALVES.items()
+    ),
+    Operator(
+        "pooling",
+        "max of special values",
+        FLOATS,
+        cases(
+            case_of(
+                "special",
+                lambda x: F.max_pool2d(x, 2, return_indices=True),
+                lambda m: (m.special()[:8].reshape(1, 1, 2, 4).expand(1, 9, 2, 4),),
+            )
+        ),
+    ),
+]
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 _INDEX_DTYPES = (torch.int64, torch.int32)
 
 INDEXING = [
@@ -752,6 +919,8 @@ OPERATORS: tuple[Operator, ...] = (
     *REDUCTIONS,
     *NORMALISATION,
     *MATMUL,
+    *CONVOLUTION,
+    *POOLING,
     *INDEXING,
     *SHAPES,
     *LOSSES,
