@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from wolong_fx.passes.edit import Call, Editor, Note, Rewrite, silent
+from wolong_fx.passes.loops.scan import bodies_in
 
 
 class Numerics(enum.Enum):
@@ -41,16 +42,18 @@ class Pass(PassBase):
 
 
 class EditPass(Pass):
-    """A pass that changes the graph in place, through the Editor."""
+    """A pass that changes the graph in place, through the Editor; the bodies of its loops before it."""
 
     @abstractmethod
     def edit(self, editor: Editor) -> None:
         """Propose every change to `editor`."""
 
     def apply(self, graph_module: GraphModule, note: Note) -> PassResult:
+        bodies = bodies_in(graph_module).values()
+        changed = [self.apply(body, note).modified for body in bodies]
         editor = Editor(graph_module, self.name, note)
         self.edit(editor)
-        return PassResult(graph_module, editor.is_changed)
+        return PassResult(graph_module, editor.is_changed or any(changed))
 
 
 class NodePass(EditPass):

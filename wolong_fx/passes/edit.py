@@ -130,6 +130,14 @@ class Editor:
         self._tell(rewrite)
         return by
 
+    def place(self, call: Call, before: Node) -> Node:
+        """The call, and those it is made of, before a node of the graph whose provenance they take.
+
+        It replaces nothing yet: without a later rewrite it is dead code.
+        """
+        with self.graph.inserting_before(before):
+            return self._place_call(call, before, {})
+
     def _remove(self, rewrite: Rewrite) -> None:
         self.graph.erase_node(rewrite.node)
         self._tell(rewrite)
@@ -177,7 +185,7 @@ class Editor:
         args, kwargs = map_aggregate(tuple(call.args), place), map_aggregate(dict(call.kwargs), place)
         node = fresh[call] = self.graph.call_function(call.target, args, kwargs)
         node.meta = self._provenance(origin)
-        node.meta["val"] = self._value_of_call(node)
+        node.meta["val"] = self.value_of_call(node)
         return node
 
     def _place_fragment(self, fragment: Fragment, origin: Node, fresh: dict[object, Node]) -> Placed:
@@ -205,7 +213,8 @@ class Editor:
         """The user's line stays with what replaces an operator; so does the name of the pass that did it."""
         return {key: value for key, value in origin.meta.items() if key != "val"} | {"made_by": self._step}
 
-    def _value_of_call(self, node: Node) -> Any:
+    def value_of_call(self, node: Node) -> Any:
+        """What the operator makes of its operands' values, asked of torch once for operands of one kind."""
         args, kwargs = values_in((node.args, node.kwargs))
         key = (node.target, structural_key(map_aggregate((args, kwargs), _layout)))
         if key not in self._known_values:

@@ -37,8 +37,9 @@ from torch.fx import Graph, Node
 
 from wolong_fx.passes.edit import Note
 from wolong_fx.passes.fold_constants import is_constant
+from wolong_fx.passes.loops.scan import Scan, is_scan, is_scan_body
 from wolong_fx.passes.storage import Storage, written_by
-from wolong_fx.passes.values import effect_of, is_dense, is_effectful, is_tensor, is_view, value_of
+from wolong_fx.passes.values import find_effect, is_dense, is_effectful, is_tensor, is_view, value_of
 
 WhyUnsupported = Callable[[Node], str | None]
 N = TypeVar("N")
@@ -114,7 +115,9 @@ class Colours:
 
     def demote_small(self, levels: Mapping[Node, int], min_ops: int) -> bool:
         """Leave partitions of fewer than `min_ops` operators to torch; True if there were any."""
-        sizes = Counter(levels[node] for node in self.kernels if is_operator(node))
+        sizes: Counter[int] = Counter()
+        for node in self.kernels:
+            sizes[levels[node]] += count_operations(node)
         small = [node for node in self.coloured if node in self.kernels and sizes[levels[node]] < min_ops]
         for node in small:
             self.kernels.remove(node)
@@ -124,7 +127,7 @@ class Colours:
         return bool(small)
 
     def _colour(self, node: Node, why_unsupported: WhyUnsupported) -> None:
-        if self._is_free_constant(node, why_unsupported):
+        if is_scan_body(node) or self._is_free_constant(node, why_unsupported):
             self.free[node] = None
             return
         if node.op in ("placeholder", "get_attr"):
@@ -146,8 +149,8 @@ class Colours:
         return node.op == "get_attr" or why_unsupported(node) is None
 
     def _why_eager(self, node: Node) -> str | None:
-        if is_effectful(node):
-            return effect_of(node.target)
+        if effect := find_effect(node):
+            return effect
         if is_view(node) and self.storage.touches_written(node):
             return "it looks at memory that is written in place"
         if not is_tensor(node) and any(user.target is not operator.getitem for user in node.users):
@@ -163,6 +166,14 @@ class Colours:
         if view not in self.storage.returned or self._base(view) not in self.kernels:
             return False
         return self._returned_roots[self.storage.root(view)] == 1 and is_dense(value_of(view))
+
+
+def count_operations(node: Node) -> int:
+    """How many operators a call stands for: a loop for as many as its steps run."""
+    if is_scan(node):
+        scan = Scan.of(node)
+        return scan.trip_count * sum(map(count_operations, scan.body.graph.nodes))
+    return int(is_operator(node))
 
 
 def is_operator(node: Node) -> bool:

@@ -10,6 +10,8 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 
+from wolong_fx.passes.loops.scan import SCAN, body_of, is_scan
+
 aten = torch.ops.aten
 OpOverload = type(aten.add.Tensor)
 
@@ -91,7 +93,7 @@ def effect_of(target: Any) -> str:
     Operators of unknown namespaces (collectives, custom operators) and those that return nothing (assertions)
     count as effects: keeping one too many costs little, losing one changes the program.
     """
-    if target is operator.getitem:
+    if target is operator.getitem or target is SCAN:
         return ""
     if not isinstance(target, OpOverload):
         return "a call whose effects are unknown"
@@ -104,11 +106,18 @@ def effect_of(target: Any) -> str:
     return ""
 
 
+def find_effect(node: Node) -> str | None:
+    """Why the order of this node among others must be kept; a loop has the effects of its body."""
+    if node.op in ("call_method", "call_module"):
+        return "a call whose effects are unknown"
+    if is_scan(node):
+        return next(filter(None, map(find_effect, body_of(node).graph.nodes)), None)
+    return effect_of(node.target) or None if node.op == "call_function" else None
+
+
 def is_effectful(node: Node) -> bool:
     """True of a node that does more than compute its value; see effect_of."""
-    return node.op in ("call_method", "call_module") or (
-        node.op == "call_function" and effect_of(node.target) != ""
-    )
+    return find_effect(node) is not None
 
 
 @cache

@@ -9,10 +9,11 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from wolong_fx.errors import BrokenRule
+from wolong_fx.passes.loops.scan import bodies_in
 from wolong_fx.passes.storage import Storage
 from wolong_fx.passes.values import (
     describe,
-    effect_of,
+    is_effectful,
     is_random,
     returns_something,
     same_strides,
@@ -24,12 +25,13 @@ from wolong_fx.passes.values import (
 
 @dataclass(frozen=True)
 class Promise:
-    """What a graph promises its caller: no pass may change it."""
+    """What a graph promises its caller: no pass may change it. So does a loop's body its loop."""
 
     placeholders: tuple[str, ...]
     outputs: tuple[Any, ...]
     aliases: tuple[object, ...]
     effects: tuple[str, ...]
+    bodies: dict[str, Promise]
 
     @classmethod
     def of(cls, graph_module: GraphModule) -> Promise:
@@ -39,6 +41,7 @@ class Promise:
             outputs=tuple(value_of(o) if isinstance(o, Node) else o for o in returned(graph_module)),
             aliases=_aliases(graph_module),
             effects=tuple(_effects(graph_module)),
+            bodies={name: cls.of(body) for name, body in bodies_in(graph_module).items()},
         )
 
 
@@ -70,7 +73,9 @@ def find_breach(before: Promise, graph_module: GraphModule) -> tuple[str, str] |
     for rule in RULES:
         if culprit := rule.find_breach(case):
             return rule.says, culprit
-    return None
+    bodies = bodies_in(graph_module)
+    kept = (name for name in before.bodies if name in bodies)
+    return next(filter(None, (find_breach(before.bodies[name], bodies[name]) for name in kept)), None)
 
 
 def verify(before: Promise, graph_module: GraphModule, step: str) -> None:
@@ -161,5 +166,5 @@ def _aliases(graph_module: GraphModule) -> tuple[object, ...]:
 
 
 def _effects(graph_module: GraphModule) -> list[str]:
-    calls = (node.target for node in graph_module.graph.nodes if node.op == "call_function")
-    return ["random" if is_random(target) else str(target) for target in calls if effect_of(target)]
+    calls = (node for node in graph_module.graph.nodes if node.op == "call_function" and is_effectful(node))
+    return ["random" if is_random(node.target) else str(node.target) for node in calls]

@@ -121,3 +121,8 @@ def scans_in(graph_module: GraphModule) -> Iterator[Scan]:
     for node in list(graph_module.graph.nodes):
         if is_scan(node):
             yield Scan.of(node)
+
+
+def bodies_in(graph_module: GraphModule) -> dict[str, GraphModule]:
+    """The bodies of the loops of a graph by the name of their attribute; not those inside of bodies."""
+    return {str(scan.node.args[0].target): scan.body for scan in scans_in(graph_module)}  # type: ignore[union-attr]
