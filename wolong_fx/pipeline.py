@@ -27,6 +27,7 @@ from wolong_fx.passes.remove_common_subexpressions import RemoveCommonSubexpress
 from wolong_fx.passes.remove_dead_code import RemoveDeadCode
 from wolong_fx.passes.simplify import Simplify
 from wolong_fx.passes.text import check_names
+from wolong_fx.passes.unroll_loops import UnrollLoops
 from wolong_fx.passes.values import find_value_problem, has_symbolic_size, value_of
 from wolong_fx.runtime import warn_once
 
@@ -43,6 +44,7 @@ def pass_table(options: Options) -> tuple[Pass, ...]:
         Canonicalise(),
         Decompose(why_eager),
         FoldConstants(),
+        UnrollLoops(why_eager),
         Simplify(),
         RemoveCommonSubexpressions(),
         RemoveDeadCode(),
