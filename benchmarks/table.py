@@ -20,14 +20,13 @@ from typing import Any
 
 from wolong_fx.bench.contenders import makers
 from wolong_fx.bench.job import ContenderMissing
-from wolong_fx.bench.race import Effort, measure_row
+from wolong_fx.bench.race import QUICK, Effort, measure_row
 from wolong_fx.bench.screen import row_lines
 from wolong_fx.bench.table import ROWS
 from wolong_fx.report.measure import machine
 from wolong_fx.report.screen import show_status
 
 SOURCES = Path(__file__).parent / "hand"
-QUICK = Effort(rounds=30, sample_ms=3.0, rest_ms=2.0, keeps_caches=True)
 
 
 def main() -> None:

@@ -10,11 +10,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wolong_fx import __version__
 from wolong_fx.errors import WolongError
 from wolong_fx.options import Options, option_table
+from wolong_fx.report.measure import add_output_arguments, publish
 
 if TYPE_CHECKING:
     from wolong_fx.runtime.cache import KernelCache
@@ -26,6 +28,17 @@ examples:
   wolong passes                     what is done to a graph, in order, and what is switched off
   wolong cache info                 where kernels are kept, how many, how large
   wolong cache prune --max-mb 500   delete the kernels used longest ago until 500 MB are left
+  wolong bench lstm80               what each idea is worth on an LSTM of 80 steps, as bars
+"""
+
+_BENCH_EXAMPLES = """\
+examples:
+  wolong bench lstm80                          batch 1, hidden 256; about a minute, Inductor takes most of it
+  wolong bench lstm80 --without inductor       without it
+  wolong bench lstm80 --batch 16 --hidden 128
+  wolong bench lstm80 --write lstm80.json      keep the figures, with machine and versions
+  wolong bench lstm80 --show lstm80.json       the bars of kept figures
+  wolong bench lstm80 --json | jq .ms          for programs
 """
 
 
@@ -67,7 +80,30 @@ def build_parser() -> argparse.ArgumentParser:
     prune.add_argument("--max-mb", metavar="N", help="a cap of N MB instead of the option cache_size_mb")
     prune.set_defaults(run=prune_cache)
     actions.add_parser("clear", help="delete every kernel").set_defaults(run=clear_cache)
+
+    bench = commands.add_parser("bench", help="measure what this machine gives")
+    _add_lstm80(bench.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK"))
     return parser
+
+
+def _add_lstm80(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    lstm80 = benchmarks.add_parser(
+        "lstm80",
+        help="an LSTM of 80 steps: eager, batched, fused, packed, nn.LSTM, Inductor",
+        epilog=_BENCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, value, meaning in (
+        ("steps", 80, "length of the sequence"),
+        ("batch", 1, "sequences in a call"),
+        ("hidden", 256, "width of input and state"),
+        ("rounds", 40, "samples of each bar, at least 2"),
+    ):
+        lstm80.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{meaning} ({value})")
+    lstm80.add_argument("--without", nargs="+", default=(), metavar="BAR", help="bars to leave out")
+    lstm80.add_argument("--show", metavar="FILE", help="measure nothing: the bars of kept figures")
+    add_output_arguments(lstm80)
+    lstm80.set_defaults(run=bench_lstm80)
 
 
 def show_options(arguments: argparse.Namespace) -> None:
@@ -121,6 +157,21 @@ def prune_cache(arguments: argparse.Namespace) -> None:
 def clear_cache(arguments: argparse.Namespace) -> None:
     """Delete every kernel."""
     print(f"{_cache().clear()} kernels deleted")
+
+
+def bench_lstm80(arguments: argparse.Namespace) -> None:
+    """The bars of LSTM-80, measured now or kept in a file."""
+    from wolong_fx.bench.bars import bars_screen, measure_bars
+    from wolong_fx.bench.race import Effort
+    from wolong_fx.report.screen import show_status
+
+    if arguments.show:
+        print(bars_screen(json.loads(Path(arguments.show).read_text())))
+        return
+    shape = {name: getattr(arguments, name) for name in ("steps", "batch", "hidden", "without")}
+    results = measure_bars(**shape, effort=Effort(rounds=arguments.rounds), progress=show_status)
+    show_status("")
+    publish(results, arguments, bars_screen)
 
 
 def _cache(**given: object) -> KernelCache:

@@ -11,6 +11,7 @@ from wolong_fx.testing.models import (
     GateGRUStack,
     GateLSTM,
     LiGRU,
+    MergedGateLSTM,
     PeepholeLSTM,
     TowerRecommender,
     TreeLSTM,
@@ -31,6 +32,17 @@ def test_gate_lstm_computes_what_nn_lstm_computes_from_the_same_weights():
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(h, h_n[0])
     torch.testing.assert_close(c, c_n[0])
+
+
+def test_merged_gates_compute_what_single_gates_compute_with_an_eighth_of_the_matmuls():
+    torch.manual_seed(0)
+    model = GateLSTM(hidden=6, steps=4, inputs=5)
+    merged, x_TBI = MergedGateLSTM(model), model.example_input(batch=3)
+    torch.testing.assert_close(merged(x_TBI), model(x_TBI))
+    with torch.profiler.profile() as profile:
+        merged(x_TBI)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["aten::mm"] + counts["aten::addmm"] == 1 + 4
 
 
 def test_gate_lstm_carries_the_state_it_is_given():

@@ -21,6 +21,8 @@ def make_onnx_runtime(model: GateLSTM, x_TBI: Tensor) -> Contender:
     runtime = _library("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # After a call its threads spin, waiting for the next: on processors that the next contender needs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = runtime.InferenceSession(serialised_lstm(model, x_TBI), options, ["CPUExecutionProvider"])
     binding = session.io_binding()
     binding.bind_cpu_input("x_TBI", x_TBI.numpy())

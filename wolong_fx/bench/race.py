@@ -39,6 +39,10 @@ class Effort:
     keeps_caches: bool = False
 
 
+FULL = Effort()
+QUICK = Effort(rounds=30, sample_ms=3.0, rest_ms=2.0, keeps_caches=True)
+
+
 @dataclass
 class Field:
     """Who has come to a race, and how they got there."""

@@ -19,12 +19,21 @@ def show_status(line: str) -> None:
 
 
 def bar_lines(rows: Mapping[str, tuple[float, str]]) -> list[str]:
-    """One bar a row: name, a length in proportion, words."""
+    """One bar a row: name, a length in proportion, words; no colours, and ASCII where there is no more."""
     longest, widest = max(value for value, _ in rows.values()), max(map(len, rows))
+    mark = _mark()
     return [
-        f"  {name:<{widest}}  {'█' * max(1, round(_BAR * value / longest)):<{_BAR}} {words}"
+        f"  {name:<{widest}}  {mark * max(1, round(_BAR * value / longest)):<{_BAR}} {words}"
         for name, (value, words) in rows.items()
     ]
+
+
+def _mark() -> str:
+    try:
+        "█".encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return "#"
+    return "█"
 
 
 def ratio_words(speedup: float) -> str:

@@ -82,6 +82,31 @@ def same_as_nn_lstm(model: GateLSTM) -> nn.LSTM:
     return twin
 
 
+class MergedGateLSTM(SequenceModel):
+    """A GateLSTM batched by hand: the gates' matrices side by side, the inputs of all steps in one product.
+
+    One matmul for the input and one a step, where GateLSTM has eight a step; the rest is as many operators.
+    """
+
+    def __init__(self, model: GateLSTM) -> None:
+        super().__init__(model.hidden, model.steps, inputs=model.inputs)
+        self.W, self.U, self.b = (
+            nn.Parameter(torch.cat([gate.detach() for gate in gates], dim=-1))
+            for gates in (model.W, model.U, model.b)
+        )
+
+    def forward(self, x_TBI: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Returns the states of all steps (T, B, H) and the last (h, c), each (B, H), from zeros."""
+        h = c = x_TBI.new_zeros(x_TBI.shape[1], self.hidden)
+        states = []
+        for projected in (x_TBI @ self.W + self.b).unbind(0):
+            i, f, g, o = torch.addmm(projected, h, self.U).chunk(4, dim=1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            states.append(h)
+        return torch.stack(states), (h, c)
+
+
 class PeepholeLSTM(SequenceModel):
     """An LSTM whose gates also see the cell state (Gers and Schmidhuber 2000).
 
