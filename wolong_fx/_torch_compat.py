@@ -67,6 +67,41 @@ def count_forward_results() -> int | None:
     return getattr(metadata, "num_forward", None)
 
 
+def forget_static_inputs(
+    gm: fx.GraphModule, inputs: Sequence[Any], is_weight: Callable[[Any, bool], bool]
+) -> None:
+    """Have Dynamo's graph name as static only those inputs that `is_weight(tensor, is_buffer)`. 2.13.
+
+    Dynamo marks every tensor it finds in a module, also a state that is another tensor after each call; the
+    marks become `ViewAndMutationMeta.static_input_indices`, which follow AOTAutograd's changes of the inputs.
+    """
+    for node, value in zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=False):
+        described = node.meta.get("tensor_dict")
+        is_buffer = "_buffers[" in _source_name(getattr(node, "_dynamo_source", None))
+        if described and not is_weight(value, is_buffer):
+            described.pop("_dynamo_static_input_type", None)
+
+
+def _source_name(source: Any) -> str:
+    name = getattr(source, "name", "")  # a method until 2.11
+    return str(name() if callable(name) else name)
+
+
+def find_static_inputs(gm: fx.GraphModule) -> frozenset[int]:
+    """Positions of the inputs that stay between calls, of the graph that AOTAutograd compiles now. 2.13.
+
+    Without those that the graph itself changes. A hint: nothing says that they have the same content.
+    """
+    from torch._guards import TracingContext
+
+    metadata = getattr(TracingContext.try_get(), "fw_metadata", None)
+    described = getattr(metadata, "input_info", ())
+    if metadata is None or len(described) != len(gm.graph.find_nodes(op="placeholder")):
+        return frozenset()
+    static = getattr(metadata, "static_input_indices", None) or ()
+    return frozenset(i for i in static if not getattr(described[i], "mutates_data", True))
+
+
 def remove_common_subexpressions(graph: fx.Graph) -> fx.Graph:
     """A copy of `graph` without repeated pure operators, by functorch's `fx_graph_cse`. 2.11, 2.13."""
     from torch._functorch.compile_utils import fx_graph_cse

@@ -17,6 +17,7 @@ from wolong_fx.capture.record import AOT_AND_COMPILE, CompiledGraph, Record
 from wolong_fx.capture.settings import settings_for_tracing
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options, is_enabled
+from wolong_fx.runtime import is_watchable
 
 logger = logging.getLogger("wolong_fx")
 
@@ -67,6 +68,7 @@ def compile_dynamo_graph(
     if has_symbolic_shapes(example_inputs):
         # Kernels are made for shapes. Dynamo, told so, keeps a graph for each set of them.
         return torch.compile(gm, backend=Backend(options, record), dynamic=False)
+    _torch_compat.forget_static_inputs(gm, example_inputs, is_weight)
     restore = expand_rnn_calls(gm, record.capture)
     try:
         return _run_aot(gm, example_inputs, options, record)
@@ -84,6 +86,14 @@ def has_symbolic_shapes(inputs: Sequence[Any]) -> bool:
     """True when Dynamo traced with sizes that may differ at the next call."""
     sizes = (s for x in inputs for s in (x.shape if isinstance(x, torch.Tensor) else (x,)))
     return any(isinstance(s, torch.SymInt) for s in sizes)
+
+
+def is_weight(value: object, is_buffer: bool) -> bool:
+    """True of a parameter or buffer of a module whose changes can be seen, so that what is made of it may be
+    kept.
+    """
+    is_held = is_buffer or isinstance(value, torch.nn.Parameter)
+    return is_held and isinstance(value, torch.Tensor) and is_watchable(value)
 
 
 def _run_aot(
@@ -120,9 +130,13 @@ def _compile_aten_graph(
     gm: fx.GraphModule, example_inputs: Sequence[Any], *, role: str, options: Options, record: Record
 ) -> Callable[[list[Any]], Any]:
     ledger = Ledger()
+    # A step of training changes every weight: what is made of them is made in the kernel, each time.
+    static = _torch_compat.find_static_inputs(gm) if role == "inference" else frozenset[int]()
     # Constants and a kernel's own tensors are real. What lies between the timed steps counts as our time too.
     with _torch_compat.outside_fake_mode(), ledger.timed("pipeline"):
-        compiled = pipeline.compile_graph(gm, example_inputs, options, role=role, ledger=ledger)
+        compiled = pipeline.compile_graph(
+            gm, example_inputs, options, role=role, ledger=ledger, static=static
+        )
     # On the object: AOTAutograd wraps a backward by functools.wraps, which copies no attribute of a class.
     compiled._boxed_call = True  # type: ignore[attr-defined]
     kernels = getattr(compiled, "launches", 0)

@@ -47,7 +47,7 @@ class Ledger:
     decisions: list[Decision] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     op_counts: dict[str, tuple[int, int]] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=lambda: {"arena": 0, "eager": 0})
+    memory: dict[str, int] = field(default_factory=lambda: {"arena": 0, "eager": 0, "kept": 0})
     _inner: list[float] = field(default_factory=list, repr=False, compare=False)
 
     def note(self, step: str, node: object, action: str, because: str) -> None:
@@ -68,8 +68,12 @@ class Ledger:
             if self._inner:
                 self._inner[-1] += took
 
-    def add_memory(self, *, arena: int, eager: int) -> None:
-        """Record the bytes one partition's temporaries take, and what eager's would at their peak."""
+    def add_memory(self, *, arena: int, eager: int, kept: int = 0) -> None:
+        """Record the bytes one partition's temporaries take, and what eager's would at their peak.
+
+        kept: bytes computed from weights that stay between calls; those of all partitions are there at once
+        """
+        self.memory["kept"] += kept
         for name, size in (("arena", arena), ("eager", eager)):
             self.memory[name] = max(self.memory[name], size)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
@@ -63,28 +63,42 @@ def check_options(options: Options) -> None:
 
 
 def compile_graph(
-    gm: GraphModule, example_inputs: Sequence[object], options: Options, *, role: str, ledger: Ledger
+    gm: GraphModule,
+    example_inputs: Sequence[object],
+    options: Options,
+    *,
+    role: str,
+    ledger: Ledger,
+    static: Collection[int] = (),
 ) -> BoxedCallable:
     """A boxed callable that computes what `gm` does: takes one list of inputs, clears it, returns outputs.
 
     gm: functional core ATen with fake tensors in meta["val"]; it is not changed
     role: "inference", "forward" or "backward", for the log and the ledger
+    static: positions of weights among the inputs; what is made of them alone is kept until they change
     Raises UnknownPass for a name in options.disable that nothing has. Never raises for the graph's sake.
     """
     check_options(options)
     try:
         because = find_graph_problem(gm, example_inputs)
-        return run_eagerly(gm, role, because, ledger) if because else _compile(gm, options, role, ledger)
+        return (
+            run_eagerly(gm, role, because, ledger) if because else _compile(gm, options, role, ledger, static)
+        )
     except Exception as error:  # any defect of ours must cost the model speed, never its run
         because = f"{type(error).__name__}: {_first_line(error)}"
         logger.warning("the %s graph runs eagerly: %s", role, because)
         return run_eagerly(gm, role, because, ledger)
 
 
-def _compile(gm: GraphModule, options: Options, role: str, ledger: Ledger) -> BoxedCallable:
+def _compile(
+    gm: GraphModule, options: Options, role: str, ledger: Ledger, static: Collection[int]
+) -> BoxedCallable:
     label = f"{role}-{next(_graph_numbers)}" if options.dump else role
     manager = PassManager(pass_table(options), options, ledger, label)
-    cut = manager(copy_graph(gm)).graph_module
+    copied = copy_graph(gm)
+    for position, node in enumerate(copied.graph.find_nodes(op="placeholder")):
+        node.meta["static"] = position in static  # partitions' placeholders take it over
+    cut = manager(copied).graph_module
 
     def find_kernel(name: str, partition: GraphModule) -> Any:
         return _find_kernel(name, partition, options, ledger)

@@ -2,7 +2,7 @@
 
 import torch
 
-from wolong_fx.codegen import build_program
+from wolong_fx.codegen import build_programs
 from wolong_fx.codegen.fuse_ops import is_heavy
 from wolong_fx.codegen.reference.machine import run_program
 from wolong_fx.ledger import Ledger
@@ -20,7 +20,7 @@ def batched(function, *inputs):
     """Domains of the operators that reduce, without fusion; the results are compared with eager's."""
     gm = trace_graph(lambda *xs: tuple(function(*xs)), *inputs)
     options = Options.of(disable=("fuse-ops", "assign-outputs", "collapse-dims", "order-dims"))
-    program = build_program(gm, options, Ledger(), small_tiles)
+    program = build_programs(gm, options, Ledger(), small_tiles).run
     for ours, eager in zip(run_program(program, list(inputs), seed=0), function(*inputs), strict=True):
         torch.testing.assert_close(ours, eager)
     return [op.domain for op in program.ops() if is_heavy(op)]

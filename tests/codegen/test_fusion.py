@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wolong_fx.codegen import STEPS, build_program
+from wolong_fx.codegen import STEPS, build_programs
 from wolong_fx.codegen.dataflow import dependences, levels
 from wolong_fx.codegen.reference.machine import run_program
 from wolong_fx.ir.expr import Reduce
@@ -21,7 +21,7 @@ def small_tiles(op):
 
 def program_of(function, *inputs, disable=()):
     gm = trace_core(function, *inputs)
-    return build_program(gm, Options.of(disable=disable), Ledger(), small_tiles)
+    return build_programs(gm, Options.of(disable=disable), Ledger(), small_tiles).run
 
 
 def domains(program):

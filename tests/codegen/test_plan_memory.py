@@ -2,7 +2,7 @@
 
 import torch
 
-from wolong_fx.codegen import build_program
+from wolong_fx.codegen import build_programs
 from wolong_fx.codegen.plan_memory import ALIGNMENT, HEADER, live_ranges
 from wolong_fx.codegen.reference.machine import run_program
 from wolong_fx.ledger import Ledger
@@ -12,7 +12,7 @@ from wolong_fx.testing.tracing import trace_core
 
 def plan_of(function, *inputs):
     gm = trace_core(function, *inputs)
-    return build_program(gm, Options.of(disable=("fuse-ops",)), Ledger(), lambda op: op.domain)
+    return build_programs(gm, Options.of(disable=("fuse-ops",)), Ledger(), lambda op: op.domain).run
 
 
 def chain(depth):
@@ -67,5 +67,5 @@ def test_a_result_of_several_stores_does_not_take_an_operands_place():
         return second[:, 1:4] @ x, second[:, :3].amax(0)
 
     x = torch.randn(3, 3)
-    program = build_program(trace_core(joined, x), Options.of(), Ledger(), lambda op: op.domain)
+    program = build_programs(trace_core(joined, x), Options.of(), Ledger(), lambda op: op.domain).run
     torch.testing.assert_close(run_program(program, [x]), list(joined(x)))

@@ -5,7 +5,7 @@ The way through: `lower/` makes operator instances of FX nodes; the steps listed
     `reference/`) makes a kernel.
 """
 
-from wolong_fx.codegen.compile import STEP_DOCS, STEPS, build_program, compile_partition
+from wolong_fx.codegen.compile import STEP_DOCS, STEPS, build_programs, compile_partition
 from wolong_fx.codegen.lower import why_unsupported
 
-__all__ = ["STEPS", "STEP_DOCS", "build_program", "compile_partition", "why_unsupported"]
+__all__ = ["STEPS", "STEP_DOCS", "build_programs", "compile_partition", "why_unsupported"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,45 +17,72 @@ from wolong_fx.codegen.collapse_dims import collapse_dims
 from wolong_fx.codegen.drop_dead_ops import drop_dead_ops
 from wolong_fx.codegen.eager_memory import eager_peak_bytes
 from wolong_fx.codegen.fuse_ops import fuse_ops
+from wolong_fx.codegen.loops import Element, Step, count_ops, in_every_scope, map_ops
 from wolong_fx.codegen.lower import lower_graph
 from wolong_fx.codegen.order_dims import order_dims
+from wolong_fx.codegen.place_carries import place_carries
 from wolong_fx.codegen.plan_memory import plan_memory
-from wolong_fx.codegen.schedule_ops import schedule_ops
+from wolong_fx.codegen.schedule_ops import ChooseTile, schedule_ops
+from wolong_fx.codegen.split_ops import split_ops
+from wolong_fx.codegen.split_prepare import Preparation, PrepareSplitter
 from wolong_fx.codegen.targets import Target, find_target
 from wolong_fx.ir.happens_before import check_races, remove_redundant_barriers
-from wolong_fx.ir.program import OpInst, Program
+from wolong_fx.ir.program import Program
 from wolong_fx.ir.text import print_program
+from wolong_fx.ir.types import Buffer, BufferKind
 from wolong_fx.ir.verify import verify
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
+from wolong_fx.runtime import ResidentKernel, Wiring
 
 
-def _order_all(ops: list[OpInst], _ledger: Ledger) -> list[OpInst]:
+def _order_all(ops: list[Element], _ledger: Ledger) -> list[Element]:
     """Put the dimension whose steps touch neighbours last, in every operator."""
-    return [order_dims(op) for op in ops]
+    return map_ops(ops, order_dims)
 
 
-def _collapse_all(ops: list[OpInst], _ledger: Ledger) -> list[OpInst]:
+def _collapse_all(ops: list[Element], _ledger: Ledger) -> list[Element]:
     """Neighbouring dimensions that every access walks through as one become one."""
-    return [collapse_dims(op) for op in ops]
+    return map_ops(ops, collapse_dims)
 
+
+SPLIT = "split-prepare"
+"""Between the steps and after them: what depends on weights alone goes to a program that rarely runs."""
 
 PACK = "pack-operands"
 """The target's own step, after those of STEPS: what many operators stream is copied into their order."""
 
-Step = Callable[[list[OpInst], Ledger], list[OpInst]]
+PackOperands = Callable[[list[Element], Collection[Buffer], int], list[Element]]
 
-STEPS: tuple[tuple[str, Step], ...] = (
+
+def leave_operands(ops: list[Element], static: Collection[Buffer], room: int) -> list[Element]:
+    """The PackOperands of a target that reads every operand where it is."""
+    return ops
+
+
+BEFORE_SPLIT: tuple[tuple[str, Step], ...] = (
     ("drop-dead-ops", drop_dead_ops),
     ("assign-outputs", assign_outputs),
-    ("fuse-ops", fuse_ops),
-    ("batch-ops", batch_ops),
+    ("split-ops", in_every_scope(split_ops)),
+)
+"""What happens to the operators while those of the two programs stand side by side."""
+
+AFTER_SPLIT: tuple[tuple[str, Step], ...] = (
+    ("fuse-ops", in_every_scope(fuse_ops)),
+    ("batch-ops", in_every_scope(batch_ops)),
     ("order-dims", _order_all),
     ("collapse-dims", _collapse_all),
 )
+"""What happens to the operators of each of them, up to scheduling."""
+
+STEPS = (*BEFORE_SPLIT, *AFTER_SPLIT)
 """What happens to the operators between lowering and scheduling."""
 
-STEP_DOCS = {name: step.__doc__ or "" for name, step in STEPS} | {PACK: Target.pack_operands.__doc__ or ""}
+STEP_DOCS = {
+    **{name: step.__doc__ or "" for name, step in STEPS},
+    SPLIT: PrepareSplitter.__doc__ or "",
+    PACK: Target.pack_operands.__doc__ or "",
+}
 """Every step that may be disabled by name, in order, and what it does."""
 
 
@@ -64,33 +93,99 @@ def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
     Raises UnsupportedOperator for a node that `why_unsupported` refuses, NoCompiler and CompilerFailed.
     """
     target = find_target(options)
-    program = build_program(gm, options, ledger, target.choose_tile, target.pack_operands)
-    ledger.add_memory(arena=program.arena.size if program.arena else 0, eager=eager_peak_bytes(gm))
-    dump(options, "program", lambda: print_program(program))
-    dump(options, "source", lambda: target.source_of(program))
+    split = build_programs(gm, options, ledger, target.choose_tile, target.pack_operands)
+    run, prepare = split.run, split.prepare
+    ledger.add_memory(arena=_arena_bytes(run), eager=eager_peak_bytes(gm), kept=split.kept_bytes)
+    for program in (run, prepare) if prepare else (run,):
+        dump(options, "program", partial(print_program, program))
+        dump(options, "source", partial(target.source_of, program))
     with ledger.timed("build"):
-        return target.build(program)
+        kernel = target.build(run)
+        if prepare is None:
+            return kernel
+        return ResidentKernel(target.build(prepare), kernel, split.wiring, options)
 
 
-def build_program(
+@dataclass(frozen=True)
+class SplitProgram:
+    """The program of a partition, and of what it needs of the weights beforehand, if that is anything.
+
+    wiring: which inputs of the partition go to which of the two
+    """
+
+    run: Program
+    prepare: Program | None
+    wiring: Wiring
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that stay between calls: the results of prepare."""
+        buffers = self.prepare.buffers if self.prepare else ()
+        return sum(b.span_bytes for b in buffers if b.kind is BufferKind.OUTPUT)
+
+
+def build_programs(
     gm: GraphModule,
     options: Options,
     ledger: Ledger,
-    choose_tile: Callable[[OpInst], tuple[int, ...]],
-    pack_operands: Callable[[list[OpInst]], list[OpInst]] = list,
-) -> Program:
-    """The scheduled and planned program of a partition, verified, with only the barriers it needs.
+    choose_tile: ChooseTile,
+    pack_operands: PackOperands = leave_operands,
+) -> SplitProgram:
+    """The programs of a partition, scheduled and planned, verified, with only the barriers they need.
 
+    Placeholders with meta["static"] are weights; what depends on them alone is prepared, unless `verify` is
+    "always".
     choose_tile, pack_operands: the target's choices; by default operands stay as they are
     """
     with ledger.timed("lower"):
         lowered = lower_graph(gm)
-    ops = _run_steps(lowered.ops, options, ledger)
+    inputs = [b for b in lowered.io if b.kind is BufferKind.INPUT]
+    splitter = PrepareSplitter(_static_inputs(gm, inputs, options))
+    ops = _run_steps(lowered.ops, BEFORE_SPLIT, options, ledger)
+    with ledger.timed(SPLIT):
+        ops = splitter.take(ops)
+    ops = _run_steps(ops, AFTER_SPLIT, options, ledger)
     if PACK not in options.disable:
         with ledger.timed(PACK):
-            ops = pack_operands(ops)
+            ops = pack_operands(ops, splitter.readable, splitter.room)
+    with ledger.timed(SPLIT):
+        ops = splitter.take(ops)
+        preparation = splitter.finish(ops)
+    if preparation is None:
+        run = _finish_program("wolong", ops, lowered.io, choose_tile, ledger)
+        return SplitProgram(run, None, Wiring((), tuple(range(len(inputs)))))
+    prepare = _prepare_program(preparation, options, choose_tile, ledger)
+    read = {b for op in ops for b in op.reads()}
+    others = [b for b in inputs if b in read or b not in splitter.static]
+    outputs = [b for b in lowered.io if b.kind is BufferKind.OUTPUT]
+    run = _finish_program("wolong", ops, [*others, *preparation.residents, *outputs], choose_tile, ledger)
+    weights = tuple(map(inputs.index, preparation.inputs))
+    return SplitProgram(run, prepare, Wiring(weights, tuple(map(inputs.index, others))))
+
+
+def _static_inputs(gm: GraphModule, inputs: list[Buffer], options: Options) -> frozenset[Buffer]:
+    """The buffers of those placeholders that are weights, if anything of them may be kept."""
+    if options.verify == "always" or SPLIT in options.disable:
+        return frozenset()
+    nodes = (node for node in gm.graph.nodes if node.op == "placeholder")
+    return frozenset(b for b, node in zip(inputs, nodes, strict=True) if node.meta.get("static"))
+
+
+def _prepare_program(
+    preparation: Preparation, options: Options, choose_tile: ChooseTile, ledger: Ledger
+) -> Program:
+    with ledger.timed(SPLIT):  # its steps are not counted among those of the graph
+        ops = _run_steps(list(preparation.ops), AFTER_SPLIT, options, Ledger())
+    io = [*preparation.inputs, *preparation.outputs]
+    return _finish_program("wolong_prepare", ops, io, choose_tile, ledger)
+
+
+def _finish_program(
+    name: str, ops: list[Element], io: list[Buffer], choose_tile: ChooseTile, ledger: Ledger
+) -> Program:
+    """Operators to a verified program with only the barriers it needs."""
     with ledger.timed("schedule-ops"):
-        program = schedule_ops("wolong", ops, lowered.io, choose_tile)
+        program = schedule_ops(name, place_carries(ops), io, choose_tile)
     with ledger.timed("plan-memory"):
         program = plan_memory(program)
     with ledger.timed("verify-program"):
@@ -100,13 +195,19 @@ def build_program(
         return remove_redundant_barriers(program)
 
 
-def _run_steps(ops: list[OpInst], options: Options, ledger: Ledger) -> list[OpInst]:
-    for name, step in STEPS:
+def _arena_bytes(program: Program) -> int:
+    return program.arena.size if program.arena else 0
+
+
+def _run_steps(
+    ops: list[Element], steps: Sequence[tuple[str, Step]], options: Options, ledger: Ledger
+) -> list[Element]:
+    for name, step in steps:
         if name not in options.disable:
             with ledger.timed(name):
-                before = len(ops)
+                before = count_ops(ops)
                 ops = step(ops, ledger)
-                ledger.op_counts[name] = (before, len(ops))
+                ledger.op_counts[name] = (before, count_ops(ops))
     return ops
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from wolong_fx.codegen.cpp import choose_tile, emit_program, pack_operands
+from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.lower.value import TORCH_DTYPES
 from wolong_fx.codegen.reference import ReferenceKernel
 from wolong_fx.ir.program import OpInst, Program
@@ -22,8 +24,12 @@ class Target(Protocol):
         """Points of each dimension that one virtual block takes."""
         ...
 
-    def pack_operands(self, ops: list[OpInst]) -> list[OpInst]:
-        """The operators reading matrices in the order that this target streams them, copies included."""
+    def pack_operands(self, ops: list[Element], static: Collection[Buffer], room: int) -> list[Element]:
+        """The operators reading matrices in the order that this target streams them, copies included.
+
+        static: buffers that stay the same between calls, copies of which are kept
+        room: bytes that may be kept
+        """
         ...
 
     def source_of(self, program: Program) -> str:
@@ -53,8 +59,8 @@ class CppTarget:
     def choose_tile(self, op: OpInst) -> tuple[int, ...]:
         return choose_tile(op, self.isa, self.threads)
 
-    def pack_operands(self, ops: list[OpInst]) -> list[OpInst]:
-        return pack_operands(ops, self.isa)
+    def pack_operands(self, ops: list[Element], static: Collection[Buffer], room: int) -> list[Element]:
+        return pack_operands(ops, self.isa, static, room)
 
     def source_of(self, program: Program) -> str:
         return emit_program(program, self.isa, self.threads).text
@@ -83,7 +89,7 @@ class ReferenceTarget:
     def choose_tile(self, op: OpInst) -> tuple[int, ...]:
         return tuple(d.extent if d.sequential else min(d.extent, 7) for d in op.dims)
 
-    def pack_operands(self, ops: list[OpInst]) -> list[OpInst]:
+    def pack_operands(self, ops: list[Element], static: Collection[Buffer], room: int) -> list[Element]:
         return ops
 
     def source_of(self, program: Program) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wolong_fx.codegen.cpp import pack_operands
-from wolong_fx.codegen.cpp.packing import LEAST_USERS
+from wolong_fx.codegen.cpp.packing import LEAST_USES
 from wolong_fx.codegen.plan_memory import plan_memory
 from wolong_fx.codegen.schedule_ops import schedule_ops
 from wolong_fx.ir.expr import Unary
@@ -42,14 +42,14 @@ def program_of(ops: list[OpInst], io: list[Buffer]) -> Program:
 
 @pytest.mark.parametrize("layout", ["kn", "nk"])
 def test_packed_program_agrees_with_reference(check_cpp, isa, layout):
-    ops, io = gated_steps(LEAST_USERS, layout)
+    ops, io = gated_steps(LEAST_USES, layout)
     packed = pack_operands(ops, isa)
     assert len(packed) == len(ops) + 2
     check_cpp(program_of(packed, io), isa)
 
 
 def test_the_operands_of_a_group_lie_side_by_side_in_one_buffer():
-    ops, _ = gated_steps(LEAST_USERS, "nk")
+    ops, _ = gated_steps(LEAST_USES, "nk")
     first, second, *_ = pack_operands(ops, "avx512")
     assert first.writes() == second.writes()
     assert first.writes()[0].shape == (2, 20, 2, 16)
@@ -57,13 +57,13 @@ def test_the_operands_of_a_group_lie_side_by_side_in_one_buffer():
 
 
 def test_operands_of_few_operators_stay_where_they_are():
-    ops, _ = gated_steps(LEAST_USERS - 1, "kn")
+    ops, _ = gated_steps(LEAST_USES - 1, "kn")
     assert pack_operands(ops, "avx512") == ops
 
 
 def test_what_the_program_itself_writes_is_not_packed():
     p = ProgramBuilder("written")
     a, w, i, j, k = p.input("a", 2, 20), p.temporary("w", 20, 20), Var("i", 2), Var("j", 20), Var("k", 20)
-    outs = [p.output(f"y{n}", 2, 20) for n in range(LEAST_USERS)]
+    outs = [p.output(f"y{n}", 2, 20) for n in range(LEAST_USES)]
     ops = [operator(y.name, (i, j), Store(at(y, i, j), dot(k, load(a, i, k), load(w, k, j)))) for y in outs]
     assert pack_operands(ops, "avx512") == ops

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from wolong_fx._torch_compat import tree_leaves
-from wolong_fx.codegen import build_program, why_unsupported
+from wolong_fx.codegen import build_programs, why_unsupported
 from wolong_fx.codegen.reference.machine import run_program
 from wolong_fx.ir.program import OpInst
 from wolong_fx.ledger import Ledger
@@ -38,7 +38,7 @@ def run():
 
     def run_lowered(function: Callable[..., Any], *inputs: Tensor) -> list[Tensor]:
         gm = lowered_graph(function, inputs)
-        program = build_program(gm, Options.of(), Ledger(), small_tiles)
+        program = build_programs(gm, Options.of(), Ledger(), small_tiles).run
         return run_program(program, list(inputs), seed=1)
 
     return run_lowered

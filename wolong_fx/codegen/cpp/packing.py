@@ -1,27 +1,29 @@
-"""Weights that many operators stream are copied, once a call, to the order in which micro-kernels read them.
+"""Matrices that dots stream are copied to the order in which micro-kernels read them.
 
 A recurrence reads its weights at every step. In place, the columns that one thread needs lie strided: they
 fill only part of the cache's sets, and 80 steps of an LSTM of 256 units took 1.5 times as long (460 us
 against 300) as from panels of one vector's columns, the dots of a group side by side. The copies are
-operators like any other: they are run again at every call, since weights change under a compiled model.
+operators like any other. Those of weights move to the prepare part, which runs when a weight changed; others
+run at every call, and must pay for themselves in it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wolong_fx.codegen.cpp.analysis import find_factors
 from wolong_fx.codegen.cpp.machine import MACHINES
 from wolong_fx.codegen.cpp.tiles import Planner
+from wolong_fx.codegen.loops import Element, map_ops, walk_ops
 from wolong_fx.ir.expr import Access, Cast, Expr, Load, Reduce, map_access, rebuild
 from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.program import Dim, OpInst, Store
 from wolong_fx.ir.types import Buffer, BufferKind
 
-LEAST_USERS = 8
-"""Operators that have to stream an operand for its copy to pay: it costs about as much as three of them."""
+LEAST_USES = 8
+"""Times that an operand has to be streamed for a copy at every call to pay: it costs as much as three."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,29 @@ Found = list[tuple[Panels, list[tuple[Load, Var]]]]
 """The panels that an operator could use, and for each operand the load and the variable of its steps."""
 
 
-def pack_operands(ops: Sequence[OpInst], isa: str) -> list[OpInst]:
-    """The operators with often streamed operands packed: first the copies, then all others, in order.
+def pack_operands(
+    elements: Sequence[Element], isa: str, static: Collection[Buffer] = frozenset(), room: int = 0
+) -> list[Element]:
+    """The operators with streamed operands packed: first the copies, then all others, in order.
 
-    ops: before scheduling; an operand is packed if LEAST_USERS of them read it in the same way
+    elements: before scheduling; an operand is packed if LEAST_USES of them, or trips of a loop around them,
+        read it in the same way
+    static: buffers that stay the same between calls; one reader is enough, their copies are kept
+    room: bytes that may be kept; what is read most often comes first
     """
-    found = [_find_panels(op, isa) for op in ops]
-    users = Counter(panels for panels_of_op in found for panels, _ in panels_of_op)
-    worth_it = [panels for panels, count in users.items() if count >= LEAST_USERS]
-    packed = {panels: _packed_buffer(panels, n) for n, panels in enumerate(worth_it)}
+    found = {id(op): _find_panels(op, isa) for op, _ in walk_ops(elements)}
+    users: Counter[Panels] = Counter()
+    for op, trips in walk_ops(elements):
+        users.update({panels: trips for panels, _ in found[id(op)]})
+    packed: dict[Panels, Buffer] = {}
+    for number, (panels, count) in enumerate(users.most_common()):
+        buffer = _packed_buffer(panels, number)
+        is_kept = buffer.span_bytes <= room and all(o.buffer in static for o in panels.operands)
+        if is_kept or count >= LEAST_USES:
+            packed[panels] = buffer
+            room -= buffer.span_bytes if is_kept else 0
     copies = [copy for panels, buffer in packed.items() for copy in _copies(panels, buffer)]
-    return copies + [_rewritten(op, uses, packed) for op, uses in zip(ops, found, strict=True)]
+    return [*copies, *map_ops(elements, lambda op: _rewritten(op, found[id(op)], packed))]
 
 
 def _find_panels(op: OpInst, isa: str) -> Found:
@@ -71,10 +85,17 @@ def _find_panels(op: OpInst, isa: str) -> Found:
         loads = [_streamed_load(planner, r) for r in group]
         operands = [_operand(planner, load, r) for load, r in zip(loads, group, strict=True)]
         if all(o is not None for o in operands):
-            panels = Panels(tuple(o for o in operands if o), planner.lanes)
-            pairs = [(load, r.over[0]) for load, r in zip(loads, group, strict=True) if load]
-            found.append((panels, pairs))
+            found.append(_in_one_order(operands, loads, group, planner.lanes))
     return found
+
+
+def _in_one_order(
+    operands: Sequence[Operand | None], loads: Sequence[Load | None], group: Sequence[Reduce], lanes: int
+) -> tuple[Panels, list[tuple[Load, Var]]]:
+    """The panels of a group whose operands are all there; the same for groups that differ in order alone."""
+    rows = [(o, load, r.over[0]) for o, load, r in zip(operands, loads, group, strict=True) if o and load]
+    rows.sort(key=lambda row: (row[0].buffer.name, str(row[0].index)))
+    return Panels(tuple(o for o, _, _ in rows), lanes), [(load, step) for _, load, step in rows]
 
 
 def _streamed_load(planner: Planner, reduce: Reduce) -> Load | None:
