@@ -1,8 +1,7 @@
-"""A training step, forward and backward: eager, wolong, nn.LSTM, and Inductor if asked for.
+"""A training step of the main job, forward and backward: eager, wolong, nn.LSTM, and Inductor if asked for.
 
-    python benchmarks/train_step.py --json                        # the main job with its default cell model
+    python benchmarks/train_step.py --json                        # with its default cell model
     python benchmarks/train_step.py model.hidden=256 data.batch=1 # ... with overrides of its configuration
-    python benchmarks/train_step.py --lstm80 --batch 16           # 80 steps of a per-gate LSTM
 
 Goals: gradients within 1e-5 of eager's, relative, in float32; forward and backward at least 2x eager.
 Contenders take turns on one batch; medians and quartiles of milliseconds, ratios paired round by round.
@@ -13,22 +12,19 @@ Dynamo, the wrappers of AOTAutograd, autograd's own book-keeping).
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-import torch
 from hydra import compose, initialize_config_module
 from torch import Tensor, nn
 
 import wolong_fx
+from wolong_fx.bench.stopwatch import Stopwatch, watched_kernels
 from wolong_fx.report.measure import Contest, add_output_arguments, machine, measure_interleaved, publish
 from wolong_fx.runtime import Kernel
-from wolong_fx.testing.models import GateLSTM, same_as_nn_lstm
 from wolong_fx.train.config import TrainConfig, leave_compile_open, read_config
 from wolong_fx.train.data import load_corpus
 from wolong_fx.train.loop import Run
@@ -56,37 +52,7 @@ class Contender:
         return [p.grad for p in self.model.parameters() if p.grad is not None]
 
 
-# ---- the two jobs
-
-
-def lstm80(chosen: argparse.Namespace, backends: Sequence[str]) -> dict[str, Contender]:
-    """80 steps of a per-gate LSTM with the same weights and input for all, and nn.LSTM with these weights."""
-    torch.manual_seed(0)
-    original = GateLSTM(chosen.hidden)
-    x_TBI = original.example_input(chosen.batch)
-
-    def contender(model: nn.Module, call: nn.Module | None = None, x_TBI: Tensor = x_TBI) -> Contender:
-        return Contender(model, lambda: (call or model)(x_TBI)[0].square().mean())
-
-    def twin() -> GateLSTM:
-        copy = GateLSTM(chosen.hidden)
-        copy.load_state_dict(original.state_dict())
-        return copy
-
-    made = {
-        OF_TORCH: contender(same_as_nn_lstm(original)),
-        EXACT: contender(twin().double(), None, x_TBI.double()),
-    }
-    for backend in backends:
-        model = twin()
-        made[backend] = contender(model, _compiled(model, backend))
-    return made
-
-
-def _compiled(model: nn.Module, backend: str) -> nn.Module:
-    if backend == "inductor":
-        return torch.compile(model)  # type: ignore[return-value]
-    return wolong_fx.optimize(model) if backend == OURS else model
+# ---- the job
 
 
 def main_job(chosen: argparse.Namespace, backends: Sequence[str]) -> dict[str, Contender]:
@@ -118,7 +84,7 @@ def read_overrides(overrides: Sequence[str]) -> TrainConfig:
 def measure(chosen: argparse.Namespace) -> dict[str, object]:
     """Everything about one job; times in milliseconds, first steps in seconds."""
     backends = [EAGER, OURS, *(["inductor"] if chosen.inductor else [])]
-    contenders = (lstm80 if chosen.lstm80 else main_job)(chosen, backends)
+    contenders = main_job(chosen, backends)
     exact = contenders.pop(EXACT)
     with watched_kernels() as kernels:
         first_steps = {name: _seconds(contenders[name].forward_and_backward) for name in backends}
@@ -128,7 +94,6 @@ def measure(chosen: argparse.Namespace) -> dict[str, object]:
     stats = wolong_fx.stats(contenders[OURS].model)
     return {
         "benchmark": "train_step",
-        "job": f"lstm80 batch {chosen.batch} hidden {chosen.hidden}" if chosen.lstm80 else "main job",
         "overrides": chosen.overrides,
         "machine": machine(),
         "first_step_s": first_steps,
@@ -175,62 +140,18 @@ def _seconds(call: Callable[[], object]) -> float:
 # ---- where our time goes
 
 
-@contextmanager
-def watched_kernels() -> Iterator[list[Kernel]]:
-    """The kernels that are made inside."""
-    made: list[Kernel] = []
-    original = Kernel.__init__
-
-    def initialise(self: Kernel, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        made.append(self)
-
-    Kernel.__init__ = initialise  # type: ignore[method-assign]
-    try:
-        yield made
-    finally:
-        Kernel.__init__ = original  # type: ignore[method-assign]
-
-
-class Stopwatch:
-    """Adds up seconds by name."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """`call`, its time added to `name`."""
-
-        def timed(*args: Any) -> Any:
-            start = perf_counter()
-            try:
-                return call(*args)
-            finally:
-                self.seconds[name] += perf_counter() - start
-
-        return timed
-
-    def lap(self) -> dict[str, float]:
-        """Milliseconds since the last lap: all, in kernels, in allocating their outputs, around them."""
-        ms = {name: 1e3 * self.seconds[name] for name in ("call", "kernel", "outputs")}
-        self.seconds.clear()
-        return ms | {"around": ms["call"] - ms["kernel"] - ms["outputs"]}
-
-
 def time_by_part(contender: Contender, kernels: Sequence[Kernel], rounds: int) -> dict[str, dict[str, float]]:
-    """Medians by direction. Changes the kernels, each call of which takes 0.5 us longer afterwards."""
+    """Medians by direction."""
     watch = Stopwatch()
-    for kernel in kernels:
-        kernel._run = watch.around("kernel", kernel._run)
-        kernel.allocate_outputs = watch.around("outputs", kernel.allocate_outputs)  # type: ignore[method-assign]
     laps: dict[str, list[dict[str, float]]] = {"forward": [], "backward": []}
-    for _ in range(rounds):
-        contender.model.zero_grad()
-        watch.lap()
-        loss = watch.around("call", contender.loss)()
-        laps["forward"].append(watch.lap())
-        watch.around("call", loss.backward)()
-        laps["backward"].append(watch.lap())
+    with watch.watching(kernels):
+        for _ in range(rounds):
+            contender.model.zero_grad()
+            watch.lap()
+            loss = watch.around("call", contender.loss)()
+            laps["forward"].append(watch.lap())
+            watch.around("call", loss.backward)()
+            laps["backward"].append(watch.lap())
     return {
         direction: {part: median(lap[part] for lap in taken) for part in taken[0]}
         for direction, taken in laps.items()
@@ -250,16 +171,13 @@ def main() -> None:
         "--inductor", action="store_true", help="measure Inductor too; it compiles for minutes"
     )
     parser.add_argument("--rounds", type=int, default=40, help="steps of each contender (40)")
-    parser.add_argument("--lstm80", action="store_true", help="80 steps of a per-gate LSTM, not the main job")
-    parser.add_argument("--batch", type=int, default=16, help="of --lstm80 (16)")
-    parser.add_argument("--hidden", type=int, default=256, help="of --lstm80 (256)")
     parser.add_argument("overrides", nargs="*", help="of the main job's configuration")
     chosen = parser.parse_args()
     publish(measure(chosen), chosen, _screen)
 
 
 def _screen(results: Mapping[str, Any]) -> str:
-    lines = [f"a training step, {results['job']}: forward and backward, milliseconds"]
+    lines = ["a training step of the main job: forward and backward, milliseconds"]
     for name, spread in results["forward_backward_ms"].items():
         lines.append(f"  {name:10} {spread['median']:8.2f}  ({spread['low']:.2f} to {spread['high']:.2f})")
     for name, ratio in results["speedup"].items():

@@ -79,7 +79,7 @@ def measure_row(
         errors = {name: job.error(one, exact) for name, one in arrived.contenders.items()}
         contest = race(arrived.contenders, effort, lambda line: progress(f"{row.name}: {line}"))
         ours = arrived.contenders.get(OURS)
-        inside = kernel_ms(ours.call, kernels, effort.rounds) if ours else None
+        inside = kernel_ms(ours.call, kernels, effort.rounds, effort.sample_ms) if ours else None
     return {
         "row": row.name,
         "title": row.title,

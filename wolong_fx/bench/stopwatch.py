@@ -68,12 +68,23 @@ class Stopwatch:
                 del kernel.allocate_outputs
 
 
-def kernel_ms(call: Callable[[], object], kernels: Sequence[Kernel], rounds: int) -> float | None:
-    """The median of what a call spends inside kernels; None where it launches none of these."""
+def kernel_ms(
+    call: Callable[[], object], kernels: Sequence[Kernel], rounds: int, sample_ms: float
+) -> float | None:
+    """The median of what a call spends inside kernels; None where it launches none of these.
+
+    sample_ms: how long one of the samples takes, at least
+    """
     watch = Stopwatch()
-    laps = []
     with watch.watching(kernels):
-        for _ in range(rounds):
-            call()
-            laps.append(watch.lap()["kernel"])
-    return median(laps) or None
+        taken = [_mean_in_kernels(watch.around("call", call), watch, sample_ms) for _ in range(rounds)]
+    return median(taken) or None
+
+
+def _mean_in_kernels(call: Callable[[], object], watch: Stopwatch, sample_ms: float) -> float:
+    watch.lap()
+    calls = 0
+    while not calls or watch.seconds["call"] < sample_ms / 1e3:
+        call()
+        calls += 1
+    return watch.lap()["kernel"] / calls
