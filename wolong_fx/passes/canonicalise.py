@@ -14,6 +14,7 @@ from functools import cache
 from itertools import accumulate
 from typing import Any, ClassVar
 
+import torch
 from torch.fx import Node
 
 from wolong_fx.passes.base import NodePass, Numerics
@@ -76,6 +77,22 @@ def _view_of_as_strided(node: Node) -> Replacement | None:
     old, new = value_of(node.args[0]), value_of(node)
     is_whole = old.is_contiguous() and new.is_contiguous() and old.numel() == new.numel()
     return _view(node) if is_whole and old.storage_offset() == new.storage_offset() else None
+
+
+def _copy_of(view: Spelling) -> Spelling:
+    """What torch writes in the bodies of loops, where no result may share memory: a view, copied."""
+
+    def spell(node: Node) -> Replacement | None:
+        looked_at = view(node)
+        if looked_at is None:
+            return None
+        return Call(aten.clone.default, (looked_at,), {"memory_format": torch.contiguous_format})
+
+    return spell
+
+
+def _same_view(target: Callable[..., object]) -> Spelling:
+    return lambda node: Call(target, node.args, node.kwargs)
 
 
 def _full_sizes(node: Node) -> Replacement | None:
@@ -254,6 +271,19 @@ SPELLINGS: Mapping[object, tuple[Spelling, str]] = {
     aten.view.default: (_full_sizes, "view names every size"),
     aten.detach.default: (_operand, "nothing here tracks gradients"),
     aten.alias.default: (_operand, "an alias is the tensor itself"),
+    aten.detach_copy.default: (_copy_of(_operand), "it is the tensor, copied"),
+    aten.alias_copy.default: (_copy_of(_operand), "it is the tensor, copied"),
+    aten.t_copy.default: (_copy_of(_permute_of_t), "it is a permute, copied"),
+    aten.transpose_copy.int: (_copy_of(_permute_of_transpose), "it is a permute, copied"),
+    aten.permute_copy.default: (_copy_of(_same_view(aten.permute.default)), "it is a permute, copied"),
+    aten.view_copy.default: (_copy_of(_view), "it is a view, copied"),
+    aten.unsqueeze_copy.default: (_copy_of(_view), "it is a view, copied"),
+    aten.squeeze_copy.default: (_copy_of(_view), "it is a view, copied"),
+    aten.squeeze_copy.dim: (_copy_of(_view), "it is a view, copied"),
+    aten.squeeze_copy.dims: (_copy_of(_view), "it is a view, copied"),
+    aten.expand_copy.default: (_copy_of(_same_view(aten.expand.default)), "it is an expand, copied"),
+    aten.slice_copy.Tensor: (_copy_of(_same_view(aten.slice.Tensor)), "it is a slice, copied"),
+    aten.select_copy.int: (_copy_of(_same_view(aten.select.int)), "it is a select, copied"),
     aten.lift_fresh.default: (_operand, "the constant is lifted already"),
     aten.contiguous.default: (_operand, "its memory is contiguous already"),
     aten.clone.default: (_operand, "nobody writes to the copy or to the original"),

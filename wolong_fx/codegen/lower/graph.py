@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
+from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.lower import (  # noqa: F401  (imported for their registrations)
     convolution,
     creation,
     indexing,
+    loops,
     matmul,
     pointwise,
     pooling,
@@ -21,15 +23,17 @@ from wolong_fx.codegen.lower import (  # noqa: F401  (imported for their registr
 from wolong_fx.codegen.lower.lowering import Lowering
 from wolong_fx.codegen.lower.registry import DOUBTS, LOWERINGS
 from wolong_fx.codegen.lower.value import DTYPES
-from wolong_fx.ir.program import OpInst
 from wolong_fx.ir.types import Buffer
+from wolong_fx.passes.loops.scan import body_of, is_scan, is_scan_body
 
 
 @dataclass
 class LoweredGraph:
-    """Operators in an order that respects their data, and the caller's buffers: inputs, then outputs."""
+    """Operators and loops in an order that respects their data, and the caller's buffers: inputs, then
+    outputs.
+    """
 
-    ops: list[OpInst]
+    ops: list[Element]
     io: list[Buffer]
 
 
@@ -41,7 +45,11 @@ def why_unsupported(node: Node) -> str | None:
         return f"no lowering for {node.target}"
     reason = _why_unsupported_value(node.meta.get("val"))
     for operand in node.all_input_nodes:
-        reason = reason or _why_unsupported_value(operand.meta.get("val"))
+        reason = reason or (
+            None if is_scan_body(operand) else _why_unsupported_value(operand.meta.get("val"))
+        )
+    if is_scan(node):
+        return reason or _why_unsupported_body(body_of(node))
     doubt = DOUBTS.get(node.target)
     return reason or (doubt(node) if doubt else None)
 
@@ -55,6 +63,15 @@ def lower_graph(gm: GraphModule) -> LoweredGraph:
     for node in gm.graph.nodes:
         lowering.visit(node)
     return LoweredGraph(lowering.ops, [*lowering.inputs, *lowering.outputs])
+
+
+def _why_unsupported_body(body: GraphModule) -> str | None:
+    """Why a loop's body cannot be lowered: the first of its operators that cannot."""
+    if not all(isinstance(result, Node) for result in body.graph.output_node().args[0]):  # type: ignore[union-attr]
+        return "its body returns something else than tensors"
+    calls = (node for node in body.graph.nodes if node.op not in ("placeholder", "get_attr", "output"))
+    reasons = ((node, why_unsupported(node)) for node in calls)
+    return next((f"{node} in its body: {reason}" for node, reason in reasons if reason), None)
 
 
 def _has_lowering(node: object) -> bool:

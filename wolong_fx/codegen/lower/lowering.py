@@ -11,6 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
+from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.lower.registry import LOWERINGS
 from wolong_fx.codegen.lower.uses import count_heavy_depth, count_uses
 from wolong_fx.codegen.lower.value import DTYPES, TensorValue, of_buffer, reindexed
@@ -26,10 +27,13 @@ LEAST_CHANNELS = 8  # channels that it pays to run vectors along
 
 @dataclass
 class Lowering:
-    """State of the walk; what the lowerings of the table may use."""
+    """State of the walk; what the lowerings of the table may use.
+
+    nesting: how many loops are around the graph
+    """
 
     gm: GraphModule
-    ops: list[OpInst] = field(default_factory=list)
+    ops: list[Element] = field(default_factory=list)
     inputs: list[Buffer] = field(default_factory=list)
     outputs: list[Buffer] = field(default_factory=list)
     others: list[Buffer] = field(default_factory=list)
@@ -37,6 +41,7 @@ class Lowering:
     node: Node | None = None
     kept: dict[TensorValue, Buffer] = field(default_factory=dict)
     channels_last: set[Buffer] = field(default_factory=set)
+    nesting: int = 0
 
     def __post_init__(self) -> None:
         self.uses = count_uses(self.gm.graph)
@@ -50,13 +55,23 @@ class Lowering:
                 self.inputs.append(_buffer_like(node.name, node.meta["val"], BufferKind.INPUT))
                 self.values[node] = of_buffer(self.inputs[-1])
             case "get_attr":
-                self.values[node] = of_buffer(
-                    self.constant_buffer(node.name, _attribute(self.gm, str(node.target)))
-                )
+                self.values[node] = self._attribute(node)
             case "call_function":
                 self.values[node] = self._settle(node, self._call(node))
             case "output":
                 self._finish(node.args[0])  # type: ignore[arg-type]
+
+    def inside(self, body: GraphModule) -> Lowering:
+        """The walk over the body of a loop in this graph: operators of its own, names of buffers apart."""
+        return Lowering(body, others=self.others, nesting=self.nesting + 1)
+
+    def _attribute(self, node: Node) -> Any:
+        """A constant tensor, or the body of a loop."""
+        attribute = operator.attrgetter(str(node.target))(self.gm)
+        if not isinstance(attribute, torch.Tensor):
+            return attribute
+        name = f"{node.name}_{len(self.others)}" if self.nesting else node.name
+        return of_buffer(self.constant_buffer(name, attribute))
 
     def _call(self, node: Node) -> Any:
         if node.target is operator.getitem:
@@ -143,13 +158,22 @@ class Lowering:
         self.others.append(buffer)
         return buffer
 
-    def store_whole(self, buffer: Buffer, value: TensorValue, start: Sequence[int] | None = None) -> None:
-        """Add the operator that writes `value` into `buffer`, at an offset of `start` in each dimension."""
+    def store_whole(
+        self,
+        buffer: Buffer,
+        value: TensorValue,
+        start: Sequence[int] | None = None,
+        lead: tuple[Index, ...] = (),
+    ) -> None:
+        """Add the operator that writes `value` into `buffer`, at an offset of `start` in each dimension.
+
+        lead: coordinates of the buffer's dimensions in front of the value's
+        """
         if not value.elements:
             return
         dims, at = domain_of(value.shape)
         where = tuple(i + s for i, s in zip(at, start or (0,) * len(at), strict=True))
-        self.add_op(dims, (Store(Access(buffer, where), value.at(at)),))
+        self.add_op(dims, (Store(Access(buffer, (*lead, *where)), value.at(at)),))
 
     def add_op(self, dims: tuple[Dim, ...], stores: tuple[Store, ...]) -> None:
         """Add an operator instance made from the current node; an empty domain adds none."""
@@ -204,7 +228,3 @@ def _distinct_elements(value: TensorValue, buffer: Buffer) -> TensorValue:
     """The part of `value` that fills an expanded buffer: one element along dimensions of stride 0."""
     shape = tuple(1 if n and s == 0 else n for n, s in zip(value.shape, buffer.strides, strict=True))
     return value if shape == value.shape else reindexed(value, shape, lambda at: at)
-
-
-def _attribute(gm: GraphModule, path: str) -> torch.Tensor:
-    return operator.attrgetter(path)(gm)
