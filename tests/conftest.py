@@ -60,6 +60,9 @@ CAPABILITIES: dict[str, Capability] = {
     "unprivileged": Capability(lambda: os.geteuid() != 0, "needs a user whom file modes bind (not root)"),
     "private_mounts": Capability(_can_mount, "needs the right to mount a disk of its own (root)"),
     "tensorboard": Capability(lambda: find_spec("tensorboard") is not None, "needs tensorboard"),
+    "bench_peers": Capability(
+        lambda: all(map(find_spec, ("onnx", "onnxruntime", "openvino"))), "needs pip install '.[bench]'"
+    ),
     "gpu": Capability(_has_gpu, "needs a CUDA device"),
     "fabric": Capability(lambda: Path("/sys/class/infiniband").is_dir(), "needs an RDMA device"),
     "engine": Capability(lambda: shutil.which("sbatch") is not None, "needs a running Slurm or Ray"),

@@ -33,9 +33,9 @@ def makers(sources: Path) -> Mapping[str, Maker]:
         INDUCTOR: make_inductor,
         NN_LSTM: make_nn_lstm,
         NN_GRU: make_nn_gru,
-        ONNX_RUNTIME: lambda job: onnx_lstm.make_onnx_runtime(_lstm_of(job), *job.inputs),
-        OPENVINO: lambda job: onnx_lstm.make_openvino(_lstm_of(job), *job.inputs),
-        HAND: lambda job: hand.make_lstm(sources / "lstm.cpp", _lstm_of(job), *job.inputs),
+        ONNX_RUNTIME: lambda job: onnx_lstm.make_onnx_runtime(_inference_lstm_of(job), *job.inputs),
+        OPENVINO: lambda job: onnx_lstm.make_openvino(_inference_lstm_of(job), *job.inputs),
+        HAND: lambda job: hand.make_lstm(sources / "lstm.cpp", _inference_lstm_of(job), *job.inputs),
         FLOOR: lambda job: hand.make_floor(sources / "floor.cpp", job.flops),
         OURS: make_ours,
         OURS_BY_TORCH: make_ours_by_torch,
@@ -97,6 +97,10 @@ def _library_twin(job: Job, twin: nn.Module) -> Contender:
 def _lstm_of(job: Job) -> GateLSTM:
     if not isinstance(job.model, GateLSTM) or job.model.inputs != job.model.hidden:
         raise ContenderMissing(f"it knows LSTMs alone, not {type(job.model).__name__}")
+    return job.model
+
+
+def _inference_lstm_of(job: Job) -> GateLSTM:
     if job.is_training:
         raise ContenderMissing("it does not train")
-    return job.model
+    return _lstm_of(job)
