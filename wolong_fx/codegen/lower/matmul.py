@@ -31,14 +31,16 @@ def product(lowering: Lowering, node: Node, a: TensorValue, b: TensorValue) -> T
     """a (..., M, K) times b (..., K, N), batch dimensions equal; accumulated in the compute type, rounded
     once.
 
-    Both operands are read K times over, so they are put in memory first if they are not there.
+    An operand that is read several times over is put in memory first if it is not there; one that meets a
+    single row or column (the keys and values of one query, scaled or masked) is computed where it is read.
     """
     dtype = DTYPES[node.meta["val"].dtype]
     shape = (*a.shape[:-1], b.shape[-1])
     depth = a.shape[-1]
     if not depth:
         return constant(0, dtype, shape)
-    a, b = lowering.realised(a), lowering.realised(b)
+    a = a if b.shape[-1] == 1 else lowering.realised(a)
+    b = b if a.shape[-2] == 1 else lowering.realised(b)
     k = Var(f"k{len(lowering.ops)}", depth)
 
     def at(point: Coordinates) -> Expr:
@@ -49,7 +51,7 @@ def product(lowering: Lowering, node: Node, a: TensorValue, b: TensorValue) -> T
             return cast(binary("mul", left, right), dtype)
         return cast(Reduce("sum", (k,), binary("mul", left, right)), dtype)
 
-    return TensorValue(shape, dtype, at, cost=2 * depth)
+    return TensorValue(shape, dtype, at, cost=depth * (2 + a.cost + b.cost))
 
 
 def kept(lowering: Lowering, value: TensorValue) -> TensorValue:
