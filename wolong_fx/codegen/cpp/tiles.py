@@ -13,6 +13,7 @@ from wolong_fx.codegen.cpp.signature import accesses
 from wolong_fx.ir.expr import Binary, Expr, Load, Reduce, Unary
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import OpInst
+from wolong_fx.ir.types import Buffer
 
 GROUP = 4
 """Reductions that share one loop at most: more would not leave registers to any of them."""
@@ -166,7 +167,24 @@ class Planner:
         dims = frozenset(i for i, d in enumerate(self.op.dims) if self.analysis.depends(reduce, d.var))
         extents = tuple(v.extent for v in reduce.over)
         is_position = reduce.op in ("argmax", "argmin")
-        return self.analysis.level[id(reduce)], dims, extents, is_position, self.runs_along_inner(reduce)
+        shared = self._shared_buffers(reduce)
+        return (
+            self.analysis.level[id(reduce)],
+            dims,
+            extents,
+            is_position,
+            self.runs_along_inner(reduce),
+            shared,
+        )
+
+    def _shared_buffers(self, reduce: Reduce) -> frozenset[Buffer]:
+        """Where a dot's shared factor comes from: those of a group use each of its elements for all of them.
+
+        So the weights that meet one operand lie in the same panels wherever they meet it, whatever else an
+        operator computes.
+        """
+        factors = find_factors(self.analysis, reduce)
+        return frozenset(n.access.buffer for n in loads_below(factors.shared)) if factors else frozenset()
 
 
 def choose_tile(op: OpInst, isa: str, threads: int) -> tuple[int, ...]:
