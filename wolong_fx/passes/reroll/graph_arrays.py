@@ -1,0 +1,201 @@
+"""A graph as flat arrays: what the search walks many times, read from FX once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from wolong_fx.passes.reroll.purity import is_draw, is_repeatable
+from wolong_fx.passes.reroll.readings import DIVISIONS, STEP_NUMBERS, index_numbers, is_step_part, value_of
+from wolong_fx.passes.values import structural_key
+
+
+class Use(NamedTuple):
+    """One use of a value: the number of the node that reads it, and the position among its operands."""
+
+    user: int
+    position: int
+
+
+@dataclass(frozen=True)
+class GraphArrays:
+    """Nodes by number, in the order of the graph; every tuple below has an entry a node.
+
+    operands: numbers of the nodes it reads, in the order of its call
+    numbers: integers of a reading that may differ from step to step (x[t], x[:, a:b]); () for all others
+    kinds: equal for equal target, arguments but for nodes and `numbers`, and layout of the result
+    users: who reads it
+    is_leaf: an input, a parameter or a constant
+    is_fixed: may not become part of a body: leaves, random draws, what is no tensor
+    live: numbers of the calls that the outputs need
+    next_draw: from each random draw to the one after it: their order is kept
+    returned: numbers of the nodes that the graph returns
+    """
+
+    nodes: list[Node]
+    operands: list[tuple[int, ...]]
+    numbers: list[tuple[int, ...]]
+    kinds: list[int]
+    users: list[list[Use]]
+    is_leaf: bytearray
+    is_fixed: bytearray
+    live: list[int]
+    next_draw: dict[int, int]
+    returned: frozenset[int]
+
+    @property
+    def size(self) -> int:
+        return len(self.nodes)
+
+    def followers(self, number: int) -> Iterable[int]:
+        """Nodes that must come after this one: its users, and the next draw after a draw."""
+        yield from (use.user for use in self.users[number])
+        if number in self.next_draw:
+            yield self.next_draw[number]
+
+
+def number_graph(graph_module: GraphModule) -> GraphArrays:
+    """The arrays of a graph without effects (purity.find_effect)."""
+    nodes = [node for node in graph_module.graph.nodes if node.op != "output"]
+    number_of = {node: number for number, node in enumerate(nodes)}
+    calls = [_read_call(node) for node in nodes]
+    kinds: dict[object, int] = {}
+    operands = [tuple(number_of[node] for node in call.operands) for call in calls]
+    returned = [number_of[node] for node in graph_module.graph.output_node().all_input_nodes]
+    leaf = bytearray(node.op in ("placeholder", "get_attr") for node in nodes)
+    draws = [number for number, node in enumerate(nodes) if node.op.startswith("call") and is_draw(node)]
+    live = _find_live(operands, [*returned, *draws, *map(number_of.__getitem__, find_parts(nodes))])
+    return GraphArrays(
+        nodes=nodes,
+        operands=operands,
+        numbers=[call.numbers for call in calls],
+        kinds=[
+            kinds.setdefault((c.template, _layout(value_of(n))), len(kinds))
+            for n, c in zip(nodes, calls, strict=True)
+        ],
+        users=_find_users(operands, live, len(nodes)),
+        is_leaf=leaf,
+        is_fixed=bytearray(not (is_repeatable(n) and _is_of_tensors(value_of(n))) for n in nodes),
+        live=[number for number in range(len(nodes)) if live[number] and not leaf[number]],
+        next_draw=dict(pairwise(draws)),
+        returned=frozenset(returned),
+    )
+
+
+class _Call(NamedTuple):
+    """A call taken apart: equal templates differ in operands and numbers only."""
+
+    template: object
+    operands: list[Node]
+    numbers: tuple[int, ...]
+
+
+_HOLE = "%"
+
+
+def _read_call(node: Node) -> _Call:
+    if node.op in ("placeholder", "get_attr"):
+        return _Call((node.op,), [], ())
+    operands: list[Node] = []
+    if is_step_part(node):  # part i of unbind, split or chunk
+        return _Call((node.target, "part"), [node.args[0]], (int(node.args[1]),))  # type: ignore[list-item, arg-type]
+    if (indexed := index_numbers(node)) is not None:
+        return _Call((node.target, "index", indexed.template), [node.args[0]], indexed.numbers)  # type: ignore[list-item]
+    args, numbers = _without_step_numbers(node)
+    template = (_template(args, operands), _template(dict(node.kwargs), operands))
+    return _Call((node.op, node.target, template), operands, numbers)
+
+
+def _without_step_numbers(node: Node) -> tuple[Sequence[Any], tuple[int, ...]]:
+    """The arguments with holes for the integers that select, slice and narrow read at."""
+    positions = STEP_NUMBERS.get(node.target, ())
+    positions = [p for p in positions if p < len(node.args) and type(node.args[p]) is int]
+    if not positions:
+        return node.args, ()
+    args = [_HOLE if p in positions else a for p, a in enumerate(node.args)]
+    return args, tuple(node.args[p] for p in positions)  # type: ignore[misc]
+
+
+def _template(argument: Any, operands: list[Node]) -> object:
+    """The argument as a hashable key, its nodes collected in order."""
+    if isinstance(argument, Node):
+        operands.append(argument)
+        return _HOLE
+    if isinstance(argument, tuple | list):
+        return tuple([_template(item, operands) for item in argument])
+    if isinstance(argument, dict):
+        return tuple([(name, _template(value, operands)) for name, value in argument.items()])
+    if isinstance(argument, slice):
+        bounds = [_template(bound, operands) for bound in (argument.start, argument.stop, argument.step)]
+        return ("slice", *bounds)
+    return structural_key(argument)
+
+
+def _layout(value: Any) -> object:
+    """Shape, strides (but of dimensions of size 1), dtype and device; of a tuple, of all its parts."""
+    if isinstance(value, torch.Tensor):
+        strides = tuple([s for s, size in zip(value.stride(), value.shape, strict=True) if size != 1])
+        return tuple(value.shape), strides, value.dtype, value.device
+    if isinstance(value, tuple | list):
+        return tuple(map(_layout, value))
+    return type(value)
+
+
+def _is_of_tensors(value: Any) -> bool:
+    items = value if isinstance(value, tuple | list) else (value,)
+    return bool(items) and all(
+        isinstance(item, torch.Tensor) and item.layout is torch.strided for item in items
+    )
+
+
+def find_parts(nodes: Iterable[Node]) -> list[Node]:
+    """The results, taken one by one, of calls that have several and differ: lstm_cell, var_mean."""
+    return [
+        n for n in nodes if n.target is operator.getitem and _has_parts(n.args[0]) and not is_step_part(n)
+    ]
+
+
+def name_all_parts(graph: Graph) -> None:
+    """Take every result of such calls, needed or not.
+
+    The last step of a recurrence uses fewer than the others, and would not be a step of the loop.
+    """
+    for node in [n for n in graph.nodes if n.op in ("call_function", "call_method") and _has_parts(n)]:
+        taken = {user.args[1] for user in node.users if user.target is operator.getitem}
+        if not taken or not all(user.target is operator.getitem for user in node.users):
+            continue
+        with graph.inserting_after(node):
+            for index in set(range(len(value_of(node)))) - taken:
+                part = graph.call_function(operator.getitem, (node, index))
+                part.meta = {k: v for k, v in node.meta.items() if k not in ("val", "example_value")}
+                part.meta["val" if "val" in node.meta else "example_value"] = value_of(node)[index]
+
+
+def _has_parts(node: Any) -> bool:
+    if not isinstance(node, Node) or not isinstance(value_of(node), tuple | list) or node.target in DIVISIONS:
+        return False
+    return all(isinstance(item, torch.Tensor) for item in value_of(node))
+
+
+def _find_live(operands: Sequence[Sequence[int]], returned: Iterable[int]) -> bytearray:
+    live, waiting = bytearray(len(operands)), list(returned)
+    while waiting:
+        number = waiting.pop()
+        if not live[number]:
+            live[number] = 1
+            waiting += operands[number]
+    return live
+
+
+def _find_users(operands: Sequence[Sequence[int]], live: bytearray, size: int) -> list[list[Use]]:
+    users: list[list[Use]] = [[] for _ in range(size)]
+    for number, read in enumerate(operands):
+        for position, operand in enumerate(read) if live[number] else ():
+            users[operand].append(Use(number, position))
+    return users

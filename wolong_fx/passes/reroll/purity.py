@@ -1,0 +1,130 @@
+"""Which calls are pure: torch's functions and methods in Dynamo's graphs, operators in ATen's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from wolong_fx.passes.values import OpOverload, effect_of, is_random
+
+# Where the functions of a Dynamo graph live that compute and do nothing else; our own write a recurrent
+# operator out in plain ones.
+_MODULES = ("torch", "torch._C", "torch.functional", "torch.nn.functional", "_operator", "math")
+_MODULES_BELOW = ("torch._C._nn", "torch._C._linalg", "torch._C._special", "wolong_fx.capture.rnn")
+
+# Names of functions and methods that draw from torch's generator (or may, by an argument).
+_DRAWS = {
+    *("bernoulli", "multinomial", "normal", "poisson", "binomial", "gumbel_softmax", "rrelu", "lstm", "gru"),
+    *("scaled_dot_product_attention", "multi_head_attention_forward", "fractional_max_pool2d", "rnn_tanh"),
+    *("fractional_max_pool3d", "rnn_relu", "run_recurrence"),
+}
+_DRAWS_STARTING = (
+    "rand",
+    "dropout",
+    "alpha_dropout",
+    "feature_dropout",
+    "feature_alpha_dropout",
+    "native_dropout",
+)
+
+# Tensors of whatever was in memory: two calls are not one.
+_UNSET = ("empty", "new_empty", "resize")
+
+# Python's operators that write their left operand, and those that act.
+_WRITES = {
+    *("setitem", "delitem", "iadd", "iand", "iconcat", "ifloordiv", "ilshift", "imatmul", "imod", "imul"),
+    *("ior", "ipow", "irshift", "isub", "itruediv", "ixor"),
+}
+
+
+def find_effect(graph: Graph) -> str | None:
+    """Why the calls of this graph may not be reordered at all; None when only random draws keep an order."""
+    for node in graph.nodes:
+        if node.op == "call_module":
+            return f"{node.target} is a module called whole"
+        if node.op in ("call_function", "call_method") and (because := _find_effect(node)):
+            return f"{node.name} {because}"
+    return None
+
+
+def is_repeatable(node: Node) -> bool:
+    """False of calls that draw, or give whatever was in memory: those stay where they are."""
+    if node.op in ("placeholder", "get_attr"):
+        return False
+    if isinstance(node.target, OpOverload):
+        return not is_random(node.target) and not _is_unset(node.target._schema.name.split("::")[1])
+    name = call_name(node)
+    return not is_draw(node) and not _is_unset(name)
+
+
+def is_draw(node: Node) -> bool:
+    """True of calls that draw from torch's generator, or may: their order is kept."""
+    if isinstance(node.target, OpOverload):
+        return is_random(node.target)
+    name = call_name(node)
+    return name in _DRAWS or name.startswith(_DRAWS_STARTING)
+
+
+def call_name(node: Node) -> str:
+    """The name of the function or method that the node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def _is_unset(name: str) -> bool:
+    return name.startswith(_UNSET)
+
+
+def _find_effect(node: Node) -> str | None:
+    if isinstance(node.target, OpOverload):
+        return None if is_random(node.target) else effect_of(node.target) or None
+    name = call_name(node)
+    if _is_write(node, name):
+        return "writes its operand in place"
+    if node.op == "call_method":
+        return None if name not in _ACTING_METHODS else "leaves the graph"
+    return None if _is_known(node.target) else f"calls {name}, whose effects are unknown"
+
+
+_ACTING_METHODS = {"backward", "register_hook", "item", "tolist", "numpy", "share_memory_", "retain_grad"}
+
+
+def _is_write(node: Node, name: str) -> bool:
+    if name.endswith("_") and not name.endswith("__"):
+        return True
+    if node.kwargs.get("out") is not None or _is_inplace(node):
+        return True
+    return getattr(node.target, "__module__", "") == "_operator" and name in _WRITES
+
+
+def _is_inplace(node: Node) -> bool:
+    """An `inplace` argument that is set, wherever it stands: F.relu(x, True)."""
+    if node.op != "call_function" or getattr(node.target, "__module__", "") != "torch.nn.functional":
+        return bool(node.kwargs.get("inplace"))
+    position = _inplace_position(node.target)
+    return bool(node.kwargs.get("inplace")) or (position < len(node.args) and bool(node.args[position]))
+
+
+@cache
+def _inplace_position(target: Callable[..., Any]) -> int:
+    names = list(inspect.signature(target).parameters) if callable(target) else []
+    return names.index("inplace") if "inplace" in names else len(names) + 99
+
+
+def _is_known(target: Any) -> bool:
+    if target is torch.ops.higher_order.scan:
+        return True
+    module = getattr(target, "__module__", None) or _owner(target)
+    if module.startswith("torch") and target.__name__.startswith("_"):
+        return False  # torch's switches: _set_grad_enabled, _enter_autocast, _assert
+    return module in _MODULES or any(module == m or module.startswith(m + ".") for m in _MODULES_BELOW)
+
+
+def _owner(target: Any) -> str:
+    """Methods of torch._C's classes have no module: torch.Tensor.add, torch.addmm."""
+    owner = getattr(target, "__self__", None) or getattr(target, "__objclass__", None)
+    return "torch" if getattr(owner, "__module__", "").startswith("torch") else ""

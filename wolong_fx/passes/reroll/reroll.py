@@ -1,0 +1,83 @@
+"""reroll: the repeated body of an unrolled recurrence becomes one scan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassResult
+
+from wolong_fx import _torch_compat
+from wolong_fx.passes.base import Numerics, Pass
+from wolong_fx.passes.edit import Note
+from wolong_fx.passes.reroll.emit_graph import emit_graph
+from wolong_fx.passes.reroll.find_joins import Places
+from wolong_fx.passes.reroll.find_loops import Search, find_loops
+from wolong_fx.passes.reroll.graph_arrays import GraphArrays, name_all_parts, number_graph
+from wolong_fx.passes.reroll.judge_loop import why_not_worth
+from wolong_fx.passes.reroll.loop import Loop
+from wolong_fx.passes.reroll.purity import find_effect
+
+SMALLEST = 12  # a graph of fewer nodes has nothing to gain
+
+
+@dataclass(frozen=True)
+class Reroll(Pass):
+    """Rolls loops of a graph of Dynamo's or of a functional ATen graph; the graph given is not changed.
+
+    is_differentiated: autograd will trace the result; its rules for what a step returns are stricter
+    """
+
+    is_differentiated: bool = False
+    name: ClassVar[str] = "reroll"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def apply(self, graph_module: GraphModule, note: Note) -> PassResult:
+        if len(graph_module.graph.nodes) < SMALLEST:
+            return PassResult(graph_module, False)
+        if because := find_effect(graph_module.graph):
+            note("graph", "kept", f"not searched for loops: {because}")
+            return PassResult(graph_module, False)
+        given, graph_module = graph_module, _with_all_parts(graph_module)
+        arrays = number_graph(graph_module)
+        loops = _choose(arrays, find_loops(arrays), note)
+        if not loops:
+            return PassResult(given, False)
+        rolled = emit_graph(graph_module, arrays, loops, is_differentiated=self.is_differentiated)
+        return PassResult(rolled, True)
+
+
+def _with_all_parts(graph_module: GraphModule) -> GraphModule:
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    returned = graph.graph_copy(graph_module.graph, copies)
+    graph.output(returned).meta = dict(graph_module.graph.output_node().meta)
+    for old, new in copies.items():
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
+    name_all_parts(graph)
+    copied = _torch_compat.lazy_graph_module(graph_module, graph)
+    copied.meta = dict(graph_module.meta)
+    return copied
+
+
+def _choose(arrays: GraphArrays, search: Search, note: Note) -> list[Loop]:
+    """The loops worth it; the ledger hears of every one, and of those that are left as they are."""
+    places = Places(search.loops)
+    chosen = []
+    for loop in search.loops:
+        first = arrays.nodes[loop.rows[0][0]]
+        if because := why_not_worth(arrays, loop, places):
+            note(first, "kept", because)
+            continue
+        chosen.append(loop)
+        note(first, "replaced", f"{loop.trips} steps of {len(loop.rows)} operators are one loop")
+    for batch in search.siblings:
+        first = arrays.nodes[batch.rows[0][0]]
+        note(
+            first, "kept", f"{batch.trips} repetitions carry no value: they are siblings, not steps of a loop"
+        )
+    if search.is_cut_short:
+        note("graph", "kept", "the search for loops was cut short: it took too many steps")
+    return chosen

@@ -1,0 +1,62 @@
+"""Seeds: pairs of nodes that may be the same place of two neighbouring steps."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from wolong_fx.passes.reroll.graph_arrays import GraphArrays
+from wolong_fx.passes.reroll.labels import Labelling
+
+FEWEST_MEMBERS = 3
+MOST_SIZES = 3  # loops of other trip counts are found in later rounds
+MOST_SHIFTS = 4  # interleaved loops of one colour lie that many members apart
+
+
+class Seed(NamedTuple):
+    """One guess: `later` is `earlier`, one step on. members: all nodes of their colour, in order."""
+
+    members: list[int]
+    earlier: int
+    later: int
+
+    @property
+    def shift(self) -> int:
+        """How many members one step is."""
+        return self.members.index(self.later) - self.members.index(self.earlier)
+
+
+def find_seeds(arrays: GraphArrays, labelling: Labelling, free: Iterable[int]) -> Iterator[list[Seed]]:
+    """Seeds of one colour at a time, the colours first whose size most nodes share.
+
+    A step has many colours of one size, the trip count; the middle of a loop is far from its odd ends.
+    """
+    members = _members_of_colours(arrays, labelling.finest, free)
+    mass = Counter[int]()
+    best: dict[int, list[int]] = {}
+    for same in members:
+        mass[len(same)] += len(same)
+        known = best.get(len(same))
+        if known is None or _connections(arrays, same[0]) > _connections(arrays, known[0]):
+            best[len(same)] = same
+    for size, _ in mass.most_common(MOST_SIZES):
+        yield _pairs(best[size])
+
+
+def _members_of_colours(arrays: GraphArrays, colours: list[int], free: Iterable[int]) -> list[list[int]]:
+    members = defaultdict(list)
+    for node in free:
+        if not arrays.is_fixed[node]:
+            members[colours[node]].append(node)
+    return [same for same in members.values() if len(same) >= FEWEST_MEMBERS]
+
+
+def _connections(arrays: GraphArrays, node: int) -> tuple[int, int]:
+    return len(arrays.operands[node]), len(arrays.users[node])
+
+
+def _pairs(members: list[int]) -> list[Seed]:
+    middle = len(members) // 2
+    shifts = range(1, min(MOST_SHIFTS, max(1, len(members) // 3)) + 1)
+    return [Seed(members, members[middle], members[middle + s]) for s in shifts if middle + s < len(members)]
