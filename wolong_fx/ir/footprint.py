@@ -146,13 +146,15 @@ def separates(index: Index, var: Var) -> bool:
 
 
 def is_injective(offset: Index, variables: Iterable[Var]) -> bool:
-    """Whether an affine offset tells all its variables, `variables` among them: factors nest like digits."""
-    if any(not isinstance(atom, Var) for atom, _ in offset.terms):
-        return False
-    factors = {atom: abs(c) for atom, c in offset.terms if isinstance(atom, Var)}
+    """Whether an offset tells `variables` whatever else is in it: the factors of its atoms nest like digits.
+
+    A quotient or remainder is a digit like a variable; what it is made of is not told.
+    """
+    low_and_high = {atom: Index(0, ((atom, 1),)).bounds() for atom, _ in offset.terms}
     reach = 0
-    for var, factor in sorted(factors.items(), key=lambda item: item[1]):
-        if factor <= reach:
+    for atom, factor in sorted(offset.terms, key=lambda term: abs(term[1])):
+        if abs(factor) <= reach:
             return False
-        reach += factor * (var.extent - 1)
-    return all(v in factors or v.extent <= 1 for v in variables)
+        low, high = low_and_high[atom]
+        reach += abs(factor) * (high - low)
+    return all(v in low_and_high or v.extent <= 1 for v in variables)

@@ -1,169 +1,241 @@
-"""Random rolled loops with fake values: what passes on loops are tested on.
+"""Functions that run torch's scan: every shape of a rolled loop that code generation has to know, and random
+ones.
 
-Bodies mix operators on slices, invariants and carries, in every order; carries are recurrent, summed,
-unchanged or set anew each step; ys are made of anything, slices, carries and invariants included.
+Each takes the number of steps and a dtype and gives a function and its inputs; eager PyTorch runs it too.
 """
 
 from __future__ import annotations
 
-import operator
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
 
-from wolong_fx import _torch_compat
 from wolong_fx.passes.loops.scan import SCAN
-from wolong_fx.testing.graphs import GraphBuilder, aten
 
-ROWS, COLUMNS = 3, 4
-WIDE, SQUARE, ROW = (ROWS, COLUMNS), (COLUMNS, COLUMNS), (COLUMNS,)
+Function = Callable[..., tuple[Tensor, ...]]
 
 
-def random_loop(
-    rng: random.Random, operators: int = 10, trips: int = 3, dtype: torch.dtype = torch.float64
-) -> tuple[GraphModule, list[Tensor]]:
-    """A graph of one loop that returns all of its results, and inputs for it."""
-    carries = rng.choices((WIDE, WIDE, SQUARE, ROW), k=rng.randint(0, 3))
-    slices = rng.choices((WIDE, WIDE, ROW, SQUARE, ()), k=rng.randint(1, 3))
-    invariants = rng.choices((SQUARE, SQUARE, ROW, WIDE), k=rng.randint(0, 3))
-    body = _Body(rng, [*carries, *slices, *invariants], dtype)
-    for _ in range(operators):
-        rng.choice(MAKERS)(body)
-    outputs = [body.new_carry(place, shape) for place, shape in enumerate(carries)]
-    outputs += rng.choices(body.nodes, k=rng.randint(1, 3))
-    body.graph.output(tuple(outputs))
-    shapes = [*carries, *((trips, *shape) for shape in slices), *invariants]
-    return loop_graph(body, [_random(rng, shape, dtype) for shape in shapes], len(carries), len(slices))
+@dataclass(frozen=True)
+class LoopCase:
+    """A function of tensors with a loop in it, and inputs for it."""
+
+    function: Function
+    inputs: tuple[Tensor, ...]
 
 
-def loop_graph(
-    body: GraphBuilder, inputs: Sequence[Tensor], carries: int, slices: int
-) -> tuple[GraphModule, list[Tensor]]:
-    """A graph that runs the finished graph of `body` in a loop over these inputs and returns all results."""
-    outer = GraphBuilder(body.rng)
-    outer.fake_mode = body.fake_mode
-    nodes = [outer.add_input(tensor) for tensor in inputs]
-    module = torch.nn.Module()
-    module.body = GraphModule(torch.nn.Module(), body.graph)
-    attribute = outer.graph.get_attr("body")
-    groups = nodes[:carries], nodes[carries : carries + slices], nodes[carries + slices :]
-    scan = outer.graph.call_function(SCAN, (attribute, *map(list, groups)))
-    scan.meta["val"] = _results(body, carries, inputs[carries].shape[0])
-    outer.graph.output(tuple(_result(outer, scan, index) for index in range(len(scan.meta["val"]))))
-    return GraphModule(module, outer.graph), outer.inputs
+Family = Callable[[int, torch.dtype], LoopCase]
 
 
-def _results(body: GraphBuilder, carries: int, trips: int) -> tuple[Tensor, ...]:
-    values = [node.meta["val"] for node in body.graph.output_node().args[0]]  # type: ignore[union-attr]
-    return (*values[:carries], *(value.new_empty((trips, *value.shape)) for value in values[carries:]))
+def _tensors(dtype: torch.dtype, *shapes: Sequence[int]) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(len(shapes))
+    return tuple((torch.randn(*s, generator=generator, dtype=torch.float64) * 0.5).to(dtype) for s in shapes)
 
 
-def _result(outer: GraphBuilder, scan: Node, index: int) -> Node:
-    node = outer.graph.call_function(operator.getitem, (scan, index))
-    node.meta["val"] = scan.meta["val"][index]
-    return node
+def _lstm_step(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    i, f, g, o = z.chunk(4, 1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    h = o.sigmoid() * c.tanh()
+    return h, c, h.clone()
 
 
-def _random(rng: random.Random, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    generator = torch.Generator().manual_seed(rng.randint(0, 2**31))
-    values = torch.randn(shape, generator=generator, dtype=dtype) / 2
-    turned = values.transpose(0, 1).contiguous().transpose(0, 1) if values.dim() > 2 else values
-    return turned if rng.random() < 0.3 else values
+def lstm(steps: int, dtype: torch.dtype) -> LoopCase:
+    """The input projection stands before the loop, over all steps; the final states are results too."""
+
+    def function(x: Tensor, w: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+        z = (x.reshape(-1, 5) @ w).reshape(steps, 3, 28)
+        zeros = x.new_zeros(3, 7), x.new_zeros(3, 7)  # tracing takes one tensor in two places for one operand
+        h, c, ys = SCAN(lambda h, c, z, u: _lstm_step(z + h @ u, c), zeros, (z,), (u,))
+        return ys, h, c
+
+    return LoopCase(function, _tensors(dtype, (steps, 3, 5), (5, 28), (7, 28)))
 
 
-class _Body(GraphBuilder):
-    """The body of a loop being made."""
+def lstm_whole(steps: int, dtype: torch.dtype) -> LoopCase:
+    """The input projection is in the body; batch first, as a view of what is walked."""
 
-    def __init__(self, rng: random.Random, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> None:
-        super().__init__(rng, fake_mode=_torch_compat.fake_mode())
-        for shape in shapes:
-            self.add_input(torch.empty(shape, dtype=dtype))
-        self.placeholders = list(self.nodes)
+    def function(x: Tensor, h: Tensor, w: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+        def step(h: Tensor, c: Tensor, x: Tensor, w: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+            return _lstm_step(x @ w + h @ u, c)
 
-    def shaped(self, shape: tuple[int, ...]) -> Node | None:
-        """A value of that shape so far."""
-        return self.pick(lambda value: tuple(value.shape) == shape)
+        _, c, ys = SCAN(step, (h, h * 0.5), (x.transpose(0, 1),), (w, u))
+        return ys.transpose(0, 1), c
 
-    def new_carry(self, place: int, shape: tuple[int, ...]) -> Node:
-        """What the next step gets: a value of this one, added to the old carry, or the carry itself."""
-        old, new = self.placeholders[place], self.shaped(shape) or self.placeholders[place]
-        if shape == SQUARE and self.rng.random() < 0.6:
-            left, right = self.shaped(WIDE), self.shaped(WIDE)
-            if left is not None and right is not None:
-                new = self.call(aten.mm.default, self.call(aten.permute.default, left, [1, 0]), right)
-        return self.call(aten.add.Tensor, old, new) if self.rng.random() < 0.5 else new
+    return LoopCase(function, _tensors(dtype, (3, steps, 5), (3, 7), (5, 28), (7, 28)))
 
 
-def _mm(b: _Body) -> None:
-    left, right = b.shaped(WIDE), b.shaped(SQUARE)
-    if left is not None and right is not None:
-        target = b.rng.choice((aten.mm.default, aten.addmm.default))
-        bias = b.shaped(b.rng.choice((ROW, WIDE)))
-        operands = (left, right) if target is aten.mm.default or bias is None else (bias, left, right)
-        b.call(aten.mm.default if len(operands) == 2 else target, *operands)
+def gru(steps: int, dtype: torch.dtype) -> LoopCase:
+    """A gate multiplies the state before a product: two stages a step, with a barrier between."""
+
+    def function(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        def step(h: Tensor, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+            r, z = (x + h @ u).sigmoid().chunk(2, 1)
+            n = (x[:, :6] + (r * h) @ v).tanh()
+            h = (1 - z) * n + z * h
+            return h, h.clone()
+
+        h, ys = SCAN(step, (x.new_zeros(2, 6),), (x,), (u, v))
+        return ys, h
+
+    return LoopCase(function, _tensors(dtype, (steps, 2, 12), (6, 12), (6, 6)))
 
 
-def _bmm(b: _Body) -> None:
-    left, right = b.shaped(WIDE), b.shaped(SQUARE)
-    if left is not None and right is not None:
-        batches = [b.call(aten.view.default, x, [1, *x.meta["val"].shape]) for x in (left, right)]
-        b.call(aten.view.default, b.call(aten.bmm.default, *batches), list(WIDE))
+def reversed_walk(steps: int, dtype: torch.dtype) -> LoopCase:
+    """From the last step to the first, the results in the order of the input."""
+
+    def function(x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+        def step(h: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+            h = (x + h @ u).tanh()
+            return h, h * 2
+
+        h, ys = SCAN(step, (x[0] * 0,), (x.flip(0),), (u,))
+        return ys.flip(0), h
+
+    return LoopCase(function, _tensors(dtype, (steps, 3, 6), (6, 6)))
 
 
-def _binary(b: _Body) -> None:
-    left, right = b.pick(), b.pick()
-    if left is not None and right is not None and _meet(left, right):
-        b.call(b.rng.choice((aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor)), left, right)
+def shift_register(steps: int, dtype: torch.dtype) -> LoopCase:
+    """Carries that change places, one that stays, and shapes that differ."""
+
+    def function(x: Tensor, a: Tensor, b: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+        def step(a: Tensor, b: Tensor, s: Tensor, k: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+            return b.clone(), a + x.sum() * s, s * 0.5 + x.mean(0)[:1], k, (a * b).t().contiguous()
+
+        return SCAN(step, (a, b, s, s + 1), (x,), ())
+
+    return LoopCase(function, _tensors(dtype, (steps, 4, 3), (5, 2), (5, 2), (1,)))
 
 
-def _meet(left: Node, right: Node) -> bool:
-    try:
-        shape = torch.broadcast_shapes(left.meta["val"].shape, right.meta["val"].shape)
-    except RuntimeError:
-        return False
-    return tuple(shape) in (WIDE, SQUARE, ROW, ())
+def counters(steps: int, dtype: torch.dtype) -> LoopCase:
+    """Integer state beside floats: a count, and the position of the largest value so far."""
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        def step(n: Tensor, best: Tensor, where: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+            better = x > best
+            return n + 1, torch.where(better, x, best), torch.where(better, n, where), x.argmax(0)
+
+        start = torch.zeros(4, dtype=torch.int64)
+        return SCAN(step, (start, x[0] - 1, start - 1), (x,), ())
+
+    return LoopCase(function, _tensors(dtype, (steps, 4)))
 
 
-def _unary(b: _Body) -> None:
-    if (x := b.pick()) is not None:
-        b.call(b.rng.choice((aten.tanh.default, aten.sigmoid.default, aten.neg.default)), x)
+def two_walks(steps: int, dtype: torch.dtype) -> LoopCase:
+    """Two loops that need nothing of each other, forwards and backwards, side by side in one result."""
+
+    def function(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        def step(h: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+            h = (x + h @ u).tanh()
+            return h, h.clone()
+
+        _, there = SCAN(step, (x[0] * 0,), (x,), (u,))
+        _, back = SCAN(step, (x[0] * 0,), (x.flip(0),), (v,))
+        return (torch.cat([there, back.flip(0)], 2),)
+
+    return LoopCase(function, _tensors(dtype, (steps, 2, 6), (6, 6), (6, 6)))
 
 
-def _reduce(b: _Body) -> None:
-    if (x := b.shaped(WIDE)) is not None:
-        match b.rng.randrange(4):
-            case 0:
-                b.call(aten.sum.dim_IntList, x, [0])
-            case 1:
-                b.call(aten.mul.Tensor, x, b.call(aten.sum.dim_IntList, x, [1], True))
-            case 2:
-                b.call(aten._softmax.default, x, 1, False)
-            case 3:
-                b.call(aten.amax.default, x, [0])
+def encoder_decoder(steps: int, dtype: torch.dtype) -> LoopCase:
+    """A loop fed by a loop: it starts from the last state, and looks at all earlier ones at every step."""
+
+    def function(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        def encode(h: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+            h = (x + h @ u).tanh()
+            return h, h.clone()
+
+        def decode(h: Tensor, x: Tensor, memory: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+            scores = (memory @ h.reshape(6, 1)).reshape(steps, 1).softmax(0)
+            h = (x + h @ v + (scores * memory).sum(0, keepdim=True)).tanh()
+            return h, h.clone()
+
+        h, memory = SCAN(encode, (x[0] * 0,), (x,), (u,))
+        return SCAN(decode, (h,), (x * 0.5,), (memory.reshape(steps, 6), v))
+
+    return LoopCase(function, _tensors(dtype, (steps, 1, 6), (6, 6), (6, 6)))
 
 
-def _move(b: _Body) -> None:
-    if (x := b.shaped(WIDE)) is not None:
-        match b.rng.randrange(3):
-            case 0:
-                halves = [b.call(aten.slice.Tensor, x, 1, 0, 2), b.call(aten.slice.Tensor, x, 1, 2, 4)]
-                b.call(aten.cat.default, halves[::-1], 1)
-            case 1:
-                b.call(aten.select.int, x, 0, 1)
-            case 2:
-                turned = b.call(aten.permute.default, x, [1, 0])
-                b.call(aten.mm.default, turned, x)
+def nested(steps: int, dtype: torch.dtype) -> LoopCase:
+    """A loop in a loop: rows by columns, the outer state starting the inner one."""
+
+    def function(x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+        def column(h: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+            h = (x + h @ u).tanh()
+            return h, h.clone()
+
+        def row(s: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+            h, ys = SCAN(column, (s * 0.5,), (x,), (u,))
+            return h + s, ys.sum(0), ys
+
+        return SCAN(row, (x[0, 0],), (x,), (u,))
+
+    return LoopCase(function, _tensors(dtype, (steps, 3, 2, 5), (5, 5)))
 
 
-def _spread(b: _Body) -> None:
-    if (x := b.shaped(ROW)) is not None:
-        b.call(aten.expand.default, x, list(b.rng.choice((WIDE, SQUARE))))
+def scatter(steps: int, dtype: torch.dtype) -> LoopCase:
+    """A step writes its state at positions that are data, one operator after another in order."""
+
+    def function(x: Tensor, at: Tensor) -> tuple[Tensor, ...]:
+        def step(h: Tensor, x: Tensor, at: Tensor) -> tuple[Tensor, ...]:
+            h = (h * 0.5).index_add(0, at, x)
+            return h, h[at] * 2
+
+        return SCAN(step, (x[0, :1].expand(4, 3) * 1,), (x, at), ())
+
+    places = (torch.arange(steps * 5) * 7 % 4).reshape(steps, 5)
+    return LoopCase(function, (*_tensors(dtype, (steps, 5, 3)), places))
 
 
-MAKERS: tuple[Callable[[_Body], object], ...] = (
-    *(_mm, _mm, _bmm, _binary, _binary),
-    *(_unary, _reduce, _move, _spread),
+def cumulative(steps: int, dtype: torch.dtype) -> LoopCase:
+    """Nothing but sums: weight gradients of a recurrence, with nothing stacked but a scalar a step."""
+
+    def function(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        def step(s: Tensor, n: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            return s + x.t() @ y, n + 1, x.sum()
+
+        return SCAN(step, (torch.zeros(5, 4, dtype=x.dtype), torch.zeros((), dtype=x.dtype)), (x, y), ())
+
+    return LoopCase(function, _tensors(dtype, (steps, 3, 5), (steps, 3, 4)))
+
+
+FAMILIES: Mapping[str, Family] = {
+    f.__name__: f
+    for f in (
+        *(lstm, lstm_whole, gru, reversed_walk, shift_register, counters, two_walks),
+        *(encoder_decoder, nested, scatter, cumulative),
+    )
+}
+"""Every kind of loop, by name."""
+
+
+def random_loop(rng: random.Random) -> LoopCase:
+    """A recurrence over two states of one width that mixes products, views and pointwise work at random."""
+    steps, rows, width = rng.choice((1, 2, 3, 7)), rng.randint(1, 4), rng.choice((3, 8))
+    choices = [rng.randrange(len(_MIXES)) for _ in range(rng.randint(2, 5))]
+    picks = [[rng.randrange(4) for _ in range(2)] for _ in choices]
+    ends = [rng.randrange(len(choices) + 3) for _ in range(4)]
+
+    def step(h: Tensor, c: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+        known = [h, c, x]
+        for choice, (a, b) in zip(choices, picks, strict=True):
+            known.append(_MIXES[choice](known[-1 - a % len(known)], known[-1 - b % len(known)], u))
+        return tuple((known[end] * scale).clone() for end, scale in zip(ends, (0.5, 1, 1, 2), strict=True))
+
+    def function(h: Tensor, c: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+        return SCAN(step, (h, c), (x.flip(0) if picks[0][0] else x,), (u,))
+
+    shapes = ((rows, width), (rows, width), (steps, rows, width), (width, width))
+    return LoopCase(function, _tensors(torch.float32, *shapes))
+
+
+_MIXES: tuple[Callable[[Tensor, Tensor, Tensor], Any], ...] = (
+    lambda a, b, u: (a @ u + b).tanh(),
+    lambda a, b, u: a.sigmoid() * b,
+    lambda a, b, u: a - b.mean(1, keepdim=True),
+    lambda a, b, u: torch.where(a > b, a, b * 0.5),
+    lambda a, b, u: (a.flip(1) + b).sin(),
+    lambda a, b, u: torch.cat([a[:, 1:], b[:, :1]], 1),
+    lambda a, b, u: a.softmax(1) + b @ u.t(),
 )
