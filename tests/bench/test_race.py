@@ -52,7 +52,9 @@ def test_a_measured_row_says_everything_about_itself():
     assert 0 < result["kernel_ms"] < 1e3
     assert result["error_over_eagers"] is not None
     split = result["compile_s"]
-    whole = split["dynamo"] + split["aot"] + split["ours"] + split["g++"]
+    whole = split["dynamo"] + split["aot"] + split["ours"]
+    assert split["ours"] == pytest.approx(sum(split["by_step"].values()))
+    assert split["by_step"]["build"] == split["g++"]
     assert whole == pytest.approx(result["first_call_s"][OURS], rel=1e-6)
     assert all(split[part] > 0 for part in ("dynamo", "aot", "ours", "g++"))
     screen = "\n".join(row_lines(result))

@@ -18,6 +18,7 @@ from wolong_fx.bench.contenders import EAGER, OURS, Maker
 from wolong_fx.bench.job import Contender, ContenderMissing, Job
 from wolong_fx.bench.stopwatch import kernel_ms, watched_kernels
 from wolong_fx.bench.table import Goal, Row
+from wolong_fx.bench.verdict import judge_at_least, judge_at_most
 from wolong_fx.report.measure import Contest, measure_interleaved
 
 Progress = Callable[[str], None]
@@ -112,22 +113,16 @@ def verdicts(row: Row, contest: Contest) -> list[dict[str, Any]]:
     found = [_verdict(goal, contest) for goal in row.goals]
     if row.limit_ms:
         took = contest.spread(OURS).median if OURS in contest.samples else None
-        found.append(_judged(f"<= {row.limit_ms:g} ms", took, row.limit_ms / took if took else None))
+        found.append(judge_at_most(f"<= {row.limit_ms:g} ms", took, row.limit_ms))
     return found
 
 
 def _verdict(goal: Goal, contest: Contest) -> dict[str, Any]:
     others = [name for name in goal.against if name in contest.samples]
     if not others or OURS not in contest.samples:
-        return _judged(str(goal), None, None)
+        return judge_at_least(str(goal), None, goal.at_least)
     fastest = min(others, key=lambda name: contest.spread(name).median)
-    ratio = contest.ratio(fastest, OURS).median
-    return _judged(str(goal), ratio, ratio / goal.at_least)
-
-
-def _judged(goal: str, found: float | None, share: float | None) -> dict[str, Any]:
-    """share: of the goal that is reached, above 1 where it is passed; None where nobody could be measured."""
-    return {"goal": goal, "found": found, "share": share, "is_met": None if share is None else share >= 1}
+    return judge_at_least(str(goal), contest.ratio(fastest, OURS).median, goal.at_least)
 
 
 def _gather(row: Row, makers: Mapping[str, Maker], job: Job, progress: Progress) -> Field:

@@ -15,7 +15,7 @@ def row_lines(result: Mapping[str, Any]) -> list[str]:
         f"{result['title']}  ({result['row']})",
         *_times(result),
         *(f"  {name:<22} missing: {why}" for name, why in result["missing"].items()),
-        *map(_verdict_line, result["verdicts"]),
+        *map(verdict_line, result["verdicts"]),
         *_notes(result),
     ]
 
@@ -31,9 +31,10 @@ def _times(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {'our kernels alone':<22} {result['kernel_ms']:9.4f} ms"
 
 
-def _verdict_line(verdict: Mapping[str, Any]) -> str:
+def verdict_line(verdict: Mapping[str, Any]) -> str:
+    """Met, or missed and by how much."""
     if verdict["share"] is None:
-        return f"  unknown  {verdict['goal']}: nobody to compare with"
+        return f"  unknown  {verdict['goal']}: nothing to compare with"
     found = f"{verdict['found']:.3g}"
     if verdict["is_met"]:
         return f"  met      {verdict['goal']}: {found}"

@@ -88,6 +88,9 @@ class CellStack(nn.Module):
             Cell(genotype, before, last, channels) for before, last in pairwise(widths[: cells + 1])
         )
         self.head = nn.Linear(wide, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # so that values keep their size through the cells
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def example_inputs(self, batch: int = 1, *, seed: int = 0) -> tuple[Tensor, ...]:
         """(B, 3, S, S) normal values."""
