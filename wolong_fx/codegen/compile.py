@@ -153,14 +153,16 @@ def build_programs(
         preparation = splitter.finish(ops)
     if preparation is None:
         run = _finish_program("wolong", ops, lowered.io, choose_tile, ledger)
-        return SplitProgram(run, None, Wiring((), tuple(range(len(inputs)))))
+        return SplitProgram(run, None, Wiring((), tuple(range(len(inputs))), ()))
     prepare = _prepare_program(preparation, options, choose_tile, ledger)
     read = {b for op in ops for b in op.reads()}
-    others = [b for b in inputs if b in read or b not in splitter.static]
+    others = [b for b in inputs if b not in splitter.static]
+    weights = [b for b in inputs if b in splitter.static and b in read]
     outputs = [b for b in lowered.io if b.kind is BufferKind.OUTPUT]
-    run = _finish_program("wolong", ops, [*others, *preparation.residents, *outputs], choose_tile, ledger)
-    weights = tuple(map(inputs.index, preparation.inputs))
-    return SplitProgram(run, prepare, Wiring(weights, tuple(map(inputs.index, others))))
+    io = [*others, *weights, *preparation.residents, *outputs]
+    run = _finish_program("wolong", ops, io, choose_tile, ledger)
+    groups = (preparation.inputs, others, weights)
+    return SplitProgram(run, prepare, Wiring(*(tuple(map(inputs.index, group)) for group in groups)))
 
 
 def _static_inputs(gm: GraphModule, inputs: list[Buffer], options: Options) -> frozenset[Buffer]:

@@ -73,9 +73,12 @@ class Kernel:
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         return self.launch(inputs)
 
-    def launch(self, inputs: Sequence[Tensor], *, check: bool = False) -> list[Tensor]:
+    def launch(
+        self, inputs: Sequence[Tensor], bound: Sequence[int] = (), *, check: bool = False
+    ) -> list[Tensor]:
         """Run once on `inputs`, which must be as image.inputs says: a kernel reads addresses, not metadata.
 
+        bound: what `bind` gave for the inputs behind these
         check: compare dtypes, shapes and strides first (3 us) and raise StaleKernelInput
         Raises KernelCheckFailed when an index in the data is out of its range.
         """
@@ -88,7 +91,8 @@ class Kernel:
             block = Block(self.image, self._constants)
         try:
             arguments = block.arguments
-            self._write_addresses(arguments, self._offset, *map(_address, inputs), *map(_address, outputs))
+            addresses = *map(_address, inputs), *bound, *map(_address, outputs)
+            self._write_addresses(arguments, self._offset, *addresses)
             failed = self._run(arguments)
         except StructError:
             self.check_inputs(inputs)  # which knows what to say of a wrong number of them
@@ -98,6 +102,10 @@ class Kernel:
         if failed:
             raise KernelCheckFailed(message=self.image.checks[failed - 1], kernel=self.name)
         return outputs
+
+    def bind(self, tensors: Sequence[Tensor]) -> tuple[int, ...]:
+        """The last inputs of launches to come, which must live and stay where they are as long as those."""
+        return tuple(map(_address, tensors))
 
     def allocate_outputs(self) -> list[Tensor]:
         """New tensors as image.outputs says, their content undefined."""

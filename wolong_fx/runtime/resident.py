@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from operator import itemgetter
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -15,28 +16,36 @@ from wolong_fx.runtime.watch import Watch
 class Launchable(Protocol):
     """A compiled kernel, or the reference machine in its place."""
 
-    def launch(self, inputs: Sequence[Tensor]) -> list[Tensor]: ...
+    def launch(self, inputs: Sequence[Tensor], bound: Sequence[Any] = ()) -> list[Tensor]: ...
+
+    def bind(self, tensors: Sequence[Tensor]) -> Sequence[Any]: ...
 
     def keep_together(self, positions: Collection[int]) -> None: ...
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """Which of the inputs of a call go where.
+    """Positions among the inputs of a call.
 
-    weights: positions of the inputs of the prepare part
-    others: positions of those that the run part reads, in its order; the kept values come behind them
+    prepare: of the inputs of the prepare part
+    run: of those that the run part reads and that differ from call to call
+    weights: of the weights that it reads as they are, behind those; the kept values come last
     """
 
+    prepare: tuple[int, ...]
+    run: tuple[int, ...]
     weights: tuple[int, ...]
-    others: tuple[int, ...]
 
 
 class Kept(NamedTuple):
-    """What the prepare part made, and what the weights were then."""
+    """What the prepare part made, and what the weights were then.
+
+    bound: the inputs of the run part that stay, in the form that it takes them
+    """
 
     watch: Watch
     values: list[Tensor]
+    bound: Sequence[Any]
 
 
 class ResidentKernel:
@@ -49,26 +58,31 @@ class ResidentKernel:
 
     def __init__(self, prepare: Launchable, run: Launchable, wiring: Wiring, options: Options) -> None:
         self.prepare, self.run, self.wiring, self.options = prepare, run, wiring, options
+        self._select = _selector(wiring.run)
         self._kept: Kept | None = None
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        return self.launch(inputs)
+        return self.launch(list(inputs))
 
-    def launch(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def launch(self, inputs: list[Tensor]) -> list[Tensor]:
         """Fresh outputs; raises what the two kernels raise."""
-        weights, kept = [inputs[i] for i in self.wiring.weights], self._kept
-        if kept is None or kept.watch.has_moved(weights):
-            kept = self._prepare(weights)
-        return self.run.launch([*[inputs[i] for i in self.wiring.others], *kept.values])
+        kept = self._kept
+        if kept is None or kept.watch.has_moved(inputs):
+            kept = self._prepare(inputs)
+        return self.run.launch(self._select(inputs), kept.bound)
 
     def keep_together(self, positions: Collection[int]) -> None:
         """Allocate these outputs as one from now on; see `Kernel`."""
         self.run.keep_together(positions)
 
-    def _prepare(self, weights: list[Tensor]) -> Kept:
+    def _prepare(self, inputs: list[Tensor]) -> Kept:
+        wiring = self.wiring
+        watched = tuple(dict.fromkeys((*wiring.prepare, *wiring.weights)))
         # Watched before they are read: a write in between is then a change.
-        watch = Watch(weights, self.options)
-        self._kept = kept = Kept(watch, self.prepare.launch(weights))
+        watch = Watch(inputs, self.options, watched)
+        values = self.prepare.launch([inputs[i] for i in wiring.prepare])
+        bound = self.run.bind([*(inputs[i] for i in wiring.weights), *values])
+        self._kept = kept = Kept(watch, values, bound)
         return kept
 
     def __reduce__(self) -> tuple[Callable[..., ResidentKernel], tuple[object, ...]]:
@@ -76,3 +90,12 @@ class ResidentKernel:
 
     def __repr__(self) -> str:
         return f"ResidentKernel({self.run!r}, after {self.prepare!r})"
+
+
+def _selector(positions: tuple[int, ...]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    """What takes the items at these positions out of a list."""
+    if not positions:
+        return lambda inputs: ()
+    if positions == tuple(range(positions[0], positions[0] + len(positions))):
+        return itemgetter(slice(positions[0], positions[-1] + 1))
+    return itemgetter(*positions)

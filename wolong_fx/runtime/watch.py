@@ -32,9 +32,9 @@ _SOURCE = """\
 // Whether watched tensors moved. Called with the interpreter's lock held; header-free, as kernels are.
 typedef long long i64;
 typedef unsigned u32;
-struct Tensor { void* object; void** tensor; void* implementation; void* data; i64 version; };
+struct Tensor { i64 position; void* object; void** tensor; void* implementation; void* data; i64 version; };
 struct Sample { const char* at; u32 was; };
-struct Watch { const Tensor* tensors; i64 count; const Sample* samples; i64 words; };
+struct Watch { const Tensor* tensors; i64 count, least; const Sample* samples; i64 words; };
 typedef i64 (*VersionOf)(void*);
 typedef int (*DataOf)(void*, void**);
 static VersionOf version_of;
@@ -44,14 +44,14 @@ extern "C" void* PyList_GetItem(void* list, i64 index);  // of the limited API; 
 extern "C" i64 PyList_Size(void* list);
 
 extern "C" void wolong_watch_init(VersionOf version, DataOf data) { version_of = version; data_of = data; }
-// 1 when the tensors in `list` are not those, or not as they were; 0 when they are.
+// 1 when the tensors in `list`, which has at least `least`, are not those, or not as they were; else 0.
 extern "C" int wolong_has_moved(const Watch* watch, void* list) {
-  if (PyList_Size(list) != watch->count) return 1;
+  if (PyList_Size(list) < watch->least) return 1;
   for (i64 i = 0; i < watch->count; i++) {
     const Tensor& t = watch->tensors[i];
     void* data;
     // After torch.utils.swap_tensors an object has another implementation, of which we know nothing.
-    if (PyList_GetItem(list, i) != t.object || *t.tensor != t.implementation) return 1;
+    if (PyList_GetItem(list, t.position) != t.object || *t.tensor != t.implementation) return 1;
     if (version_of(t.tensor) != t.version || data_of(t.tensor, &data) || data != t.data) return 1;
   }
   for (i64 i = 0; i < watch->words; i++) {
@@ -66,6 +66,7 @@ extern "C" int wolong_has_moved(const Watch* watch, void* list) {
 
 class _CTensor(ctypes.Structure):
     _fields_ = (
+        ("position", ctypes.c_longlong),
         ("object", ctypes.c_void_p),
         ("tensor", ctypes.c_void_p),
         ("implementation", ctypes.c_void_p),
@@ -82,57 +83,65 @@ class _CWatch(ctypes.Structure):
     _fields_ = (
         ("tensors", ctypes.POINTER(_CTensor)),
         ("count", ctypes.c_longlong),
+        ("least", ctypes.c_longlong),
         ("samples", ctypes.POINTER(_CSample)),
         ("words", ctypes.c_longlong),
     )
 
 
 class Watch:
-    """What tensors are at this moment; holds them and their memory.
+    """What some tensors of a list are at this moment; holds them and their memory.
+
+    positions: where they stand in the list; without it, they are all of it
+    has_moved: whether the tensors there in another list are not these, or not as they were
 
     Nothing can be said of tensors without a version counter (made in inference mode), or in memory that
     others may write to with a counter of their own (a part of a vector, say by `vector_to_parameters`):
     `is_blind` then, and `has_moved` always.
     """
 
-    __slots__ = ("_addresses", "_check", "_memory", "_versions", "is_blind", "tensors")
+    __slots__ = ("_addresses", "_memory", "_positions", "_versions", "has_moved", "is_blind", "tensors")
 
-    def __init__(self, tensors: Sequence[Tensor], options: Options) -> None:
-        self.tensors = tuple(tensors)
-        self.is_blind = not all(map(is_watchable, tensors))
-        if self.is_blind:
-            return
-        self._versions = tuple(map(_version, tensors))
-        self._memory = tuple(t.untyped_storage() for t in tensors)
-        self._addresses = tuple(map(_address, tensors))
-        self._check = self._check_in_c(options) or self._has_moved
+    def __init__(
+        self, inputs: Sequence[Tensor], options: Options, positions: Sequence[int] | None = None
+    ) -> None:
+        self._positions = tuple(range(len(inputs)) if positions is None else positions)
+        self.tensors = tuple(inputs[i] for i in self._positions)
+        self.is_blind = not all(map(is_watchable, self.tensors))
+        self.has_moved: Callable[[list[Tensor]], bool | int] = self._cannot_know
+        if not self.is_blind:
+            self._versions = tuple(map(_version, self.tensors))
+            self._memory = tuple(t.untyped_storage() for t in self.tensors)
+            self._addresses = tuple(map(_address, self.tensors))
+            self.has_moved = self._check_in_c(options) or self._check_in_python
 
-    def has_moved(self, tensors: list[Tensor]) -> bool:
-        """Whether `tensors` are not the ones watched, or not as they were."""
-        return self.is_blind or bool(self._check(tensors))
+    def _cannot_know(self, inputs: list[Tensor]) -> bool:
+        return True
 
-    def _has_moved(self, tensors: list[Tensor]) -> bool:
+    def _check_in_python(self, inputs: list[Tensor]) -> bool:
+        if len(inputs) <= max(self._positions, default=-1):
+            return True
+        found = [inputs[i] for i in self._positions]
         return not (
-            len(tensors) == len(self.tensors)
-            and all(map(is_, tensors, self.tensors))
-            and tuple(map(_version, tensors)) == self._versions
-            and tuple(map(_address, tensors)) == self._addresses
+            all(map(is_, found, self.tensors))
+            and tuple(map(_version, found)) == self._versions
+            and tuple(map(_address, found)) == self._addresses
         )
 
     def _check_in_c(self, options: Options) -> Callable[[list[Tensor]], int] | None:
         library = _find_library(options)
         if library is None:
             return None
-        rows = zip(self.tensors, self._addresses, self._versions, strict=True)
+        rows = zip(self._positions, self.tensors, self._addresses, self._versions, strict=True)
         entries = [
-            _CTensor(id(t), id(t) + library.offset, t._cdata, address, version)  # type: ignore[attr-defined]
-            for t, address, version in rows
+            _CTensor(position, id(t), id(t) + library.offset, t._cdata, address, version)  # type: ignore[attr-defined]
+            for position, t, address, version in rows
         ]
-        words = [
-            _CSample(at, ctypes.c_uint32.from_address(at).value) for t in self.tensors for at in _places(t)
-        ]
+        places = [at for t in self.tensors for at in _places(t)]
+        words = [_CSample(at, ctypes.c_uint32.from_address(at).value) for at in places]
         tensors, samples = (_CTensor * len(entries))(*entries), (_CSample * len(words))(*words)
-        return partial(library.has_moved, _CWatch(tensors, len(entries), samples, len(words)))
+        least = max(self._positions, default=-1) + 1
+        return partial(library.has_moved, _CWatch(tensors, len(entries), least, samples, len(words)))
 
 
 def is_watchable(tensor: Tensor) -> bool:

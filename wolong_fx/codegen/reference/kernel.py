@@ -23,9 +23,13 @@ class ReferenceKernel:
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         return self.launch(inputs)
 
-    def launch(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Fresh outputs for these inputs; raises what `run_program` raises."""
-        return run_program(self.program, inputs, seed=self.seed)
+    def launch(self, inputs: Sequence[Tensor], bound: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Fresh outputs for these inputs and those bound before; raises what `run_program` raises."""
+        return run_program(self.program, [*inputs, *bound], seed=self.seed)
+
+    def bind(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The last inputs of launches to come."""
+        return tensors
 
     def keep_together(self, positions: Collection[int]) -> None:
         """Nothing: every output has memory of its own, which is where to look for a fault."""
