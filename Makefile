@@ -40,7 +40,8 @@ lint: $(READY) ## ruff, pyright and the import contract
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright
 	.venv/bin/lint-imports
 
-bench: $(READY) ## the benchmarks, one after another, results as JSON in runs/bench/
+bench: $(READY) ## the benchmarks, one after another (an hour), results as JSON in runs/bench/
+	@$(PY) -m pip install --quiet --editable '.[bench]' --constraint constraints.txt
 	@mkdir -p runs/bench
 	@for f in benchmarks/*.py; do name=$$(basename $$f .py); \
 		echo "== $$name"; $(PY) -P $$f --json > runs/bench/$$name.json && cat runs/bench/$$name.json || exit 1; done

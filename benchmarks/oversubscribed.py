@@ -5,7 +5,7 @@
 
 A barrier waits for the slowest thread, and a thread whose processor is taken waits for a time slice: without
 a guard a team would be many times slower than one thread. Goal: never slower than 1.2x the one-thread plan,
-with twice as many busy processes as processors. Both plans take turns, on a quiet machine, then on a busy one.
+with twice as many busy processes as processors. Both plans take turns, on a quiet machine and on a busy one.
 """
 
 from __future__ import annotations
