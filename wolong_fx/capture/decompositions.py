@@ -34,6 +34,12 @@ BETTER_WHOLE = (
     *("im2col", "col2im", "grid_sampler"),
 )
 
+# Their rules may return the view itself, which AOTAutograd refuses in the body of a loop.
+VIEW_COPIES = (
+    *("alias_copy", "diagonal_copy", "expand_copy", "split_with_sizes_copy", "squeeze_copy"),
+    *("t_copy", "transpose_copy", "unfold_copy", "unsqueeze_copy"),
+)
+
 
 @cache
 def decomposition_table() -> Mapping[Any, Callable[..., Any]]:
@@ -64,7 +70,11 @@ def decompose_var_mean(
 
 def _stays_whole(op: Any) -> bool:
     name = str(op).split(".")[1] if str(op).startswith("aten.") else ""
-    return name in RANDOM or any(name == w or (w in name and name.startswith(w)) for w in BETTER_WHOLE)
+    return (
+        name in RANDOM
+        or name in VIEW_COPIES
+        or any(name == w or (w in name and name.startswith(w)) for w in BETTER_WHOLE)
+    )
 
 
 # Core ATen operators that torch has no rule for, or one that leaves ATen.
