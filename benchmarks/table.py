@@ -32,7 +32,7 @@ SOURCES = Path(__file__).parent / "hand"
 def main() -> None:
     """The command."""
     chosen = _parser().parse_args()
-    effort = QUICK if chosen.quick else Effort(rounds=chosen.rounds)
+    effort = QUICK if chosen.quick else Effort(rounds=chosen.rounds, keeps_caches=chosen.keep_caches)
     measured = []
     for row in ROWS:
         if not chosen.only or row.name in chosen.only:
@@ -53,7 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         "--only", action="append", choices=names, metavar="ROW", help=f"one of {', '.join(names)}"
     )
     parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out, e.g. inductor")
-    parser.add_argument("--quick", action="store_true", help="short samples; compilers may use their caches")
+    parser.add_argument("--quick", action="store_true", help="short samples, and --keep-caches")
+    parser.add_argument(
+        "--keep-caches", action="store_true", help="compilers may use what they built in another run"
+    )
     parser.add_argument("--rounds", type=int, default=40, help="samples of each contender (40)")
     parser.add_argument("--json", action="store_true", help="print one JSON array, no table")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="keep a JSON file a row there")
