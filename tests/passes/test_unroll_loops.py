@@ -15,7 +15,7 @@ from wolong_fx.passes.loops.scan import is_scan, scans_in
 from wolong_fx.passes.manager import PassManager
 from wolong_fx.passes.unroll_loops import UnrollLoops
 from wolong_fx.testing.graphs import GraphBuilder, aten, has_same_bits, trace_graph
-from wolong_fx.testing.loops import loop_graph, random_loop
+from wolong_fx.testing.random_loops import loop_graph, random_loop
 
 
 def all_is_supported(node):

@@ -130,13 +130,18 @@ class Editor:
         self._tell(rewrite)
         return by
 
-    def place(self, call: Call, before: Node) -> Node:
-        """The call, and those it is made of, before a node of the graph whose provenance they take.
+    def place(self, call: Call, before: Node, origin: Node | None = None) -> Node:
+        """The call, and those it is made of, before a node of the graph; it replaces nothing yet.
 
-        It replaces nothing yet: without a later rewrite it is dead code.
+        origin: the node whose provenance they take, if it is not that node
         """
         with self.graph.inserting_before(before):
-            return self._place_call(call, before, {})
+            return self._place_call(call, origin or before, {})
+
+    def tell(self, node: Node, action: str, because: str) -> None:
+        """Say that the pass changed the graph in a way that no Rewrite describes."""
+        self.is_changed = True
+        self._note(node, action, because)
 
     def _remove(self, rewrite: Rewrite) -> None:
         self.graph.erase_node(rewrite.node)
@@ -249,8 +254,7 @@ class Editor:
             self.graph.erase_node(node)
 
     def _tell(self, rewrite: Rewrite) -> None:
-        self.is_changed = True
-        self._note(rewrite.node, rewrite.action, rewrite.because)
+        self.tell(rewrite.node, rewrite.action, rewrite.because)
 
 
 CONSTANT_PREFIX = "_wolong_constant"

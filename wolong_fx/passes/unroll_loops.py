@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch.fx import Node
 
 from wolong_fx.passes.base import EditPass, Numerics
 from wolong_fx.passes.decompose import nothing_is_supported
 from wolong_fx.passes.edit import Call, Editor, Rewrite
+from wolong_fx.passes.loops.edit_scan import replace_result
 from wolong_fx.passes.loops.inline import inline_body
 from wolong_fx.passes.loops.scan import Scan, scans_in
 from wolong_fx.passes.partition_plan import WhyUnsupported
@@ -63,7 +63,7 @@ def _unroll(scan: Scan, editor: Editor, because: str) -> None:
     because = f"{scan.trip_count} steps stand one after another: {because}"
     for index, by in enumerate([*carries, *map(_stacked, ys)]):
         for result in scan.results(index):
-            _replace(result, by, because, editor)
+            replace_result(result, by, because, editor)
     if not scan.node.users:
         editor.apply(Rewrite(scan.node, None, because))
 
@@ -77,10 +77,3 @@ def _stacked(rows: list[Node]) -> Call:
     """What torch.stack does, in its canonical spelling."""
     parts = [Call(aten.view.default, (row, [1, *shape_of(row)])) for row in rows]
     return Call(aten.cat.default, (parts, 0))
-
-
-def _replace(result: Node, by: Node | Call, because: str, editor: Editor) -> None:
-    """A carry may be somebody else's memory, or laid out unlike the first step's: it is then copied."""
-    if editor.apply(Rewrite(result, by, because)) is None:
-        kwargs = {"memory_format": torch.contiguous_format}
-        editor.apply(Rewrite(result, Call(aten.clone.default, (by,), kwargs), because))

@@ -134,6 +134,17 @@ def is_view(node: Node) -> bool:
     return node.op == "call_function" and is_view_operator(node.target)
 
 
+@cache
+def is_pointwise_operator(target: Any) -> bool:
+    """True when every element of the result needs only the elements at its place, after broadcasting."""
+    return torch.Tag.pointwise in getattr(target, "tags", ())
+
+
+def byte_size(node: Node) -> int:
+    """Bytes of what the node computes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(value_of(node)))
+
+
 def is_creation(node: Node) -> bool:
     """True of a call that makes a tensor out of numbers alone, always the same one."""
     return (

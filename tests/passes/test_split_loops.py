@@ -1,0 +1,186 @@
+"""What leaves a loop, what stays, and that the results are those of the loop up to the order of sums."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wolong_fx.ledger import Ledger
+from wolong_fx.options import Options
+from wolong_fx.passes.canonicalise import Canonicalise
+from wolong_fx.passes.loops.scan import SCAN, scans_in
+from wolong_fx.passes.manager import PassManager, graph_to_text
+from wolong_fx.passes.remove_dead_code import RemoveDeadCode
+from wolong_fx.passes.split_loops import SplitLoops
+from wolong_fx.passes.values import same_strides
+from wolong_fx.pipeline import copy_graph
+from wolong_fx.testing.golden import assert_golden
+from wolong_fx.testing.graphs import aten, trace_graph
+from wolong_fx.testing.random_loops import random_loop
+
+STEPS, ROWS, WIDTH, HIDDEN = 5, 3, 4, 6
+MATMULS = (aten.mm.default, aten.addmm.default, aten.bmm.default)
+
+
+PASSES = (SplitLoops(), RemoveDeadCode())
+
+
+def assert_split(graph_module, inputs, passes=PASSES):
+    """The graph after the passes; its results have the values and strides they had."""
+    ledger = Ledger()
+    after = PassManager(passes, Options(), ledger)(copy_graph(graph_module)).graph_module
+    for old, new in zip(graph_module(*inputs), after(*inputs), strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-10, atol=1e-10)
+        assert same_strides(new, old)
+    return after, ledger
+
+
+def split(model, *inputs):
+    return assert_split(trace_graph(model, *inputs), inputs, (Canonicalise(), *PASSES))[0]
+
+
+def matmuls(graph_module):
+    """Shapes of the results of its MatMuls, those of the bodies of its loops, in order."""
+    nodes = [node for node in graph_module.graph.nodes if node.target in MATMULS]
+    inside = [node for scan in scans_in(graph_module) for node in scan.body.graph.nodes]
+    return [tuple(n.meta["val"].shape) for n in nodes], [
+        tuple(n.meta["val"].shape) for n in inside if n.target in MATMULS
+    ]
+
+
+def tensors(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) / 2 for shape in shapes]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 2**32), st.integers(1, 4))
+def test_a_split_loop_computes_the_same(seed, trips):
+    assert_split(*random_loop(random.Random(seed), trips=trips))
+
+
+def test_the_random_loops_reach_every_reason():
+    """Without this the property above could hold because nothing happens."""
+    reasons = " ".join(
+        decision.because
+        for seed in range(60)
+        for decision in assert_split(*random_loop(random.Random(seed)))[1].decisions
+    )
+    for reason in ("no carry decides it", "no carry needs it", "computed once", "a sum over", "hands on"):
+        assert reason in reasons
+
+
+def recurrent(x, h, w, u):
+    """The input projection is in the body; new states are the carry and the result."""
+    return SCAN(lambda h, x, w, u: [torch.tanh(x @ w + h @ u)] * 2, (h,), (x,), (w, u))
+
+
+def test_the_projection_of_all_steps_is_one_matmul_before_the_loop():
+    inputs = tensors((STEPS, ROWS, WIDTH), (ROWS, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, HIDDEN))
+    assert matmuls(split(recurrent, *inputs)) == ([(STEPS * ROWS, HIDDEN)], [(ROWS, HIDDEN)])
+
+
+def test_rows_that_memory_holds_the_other_way_round_are_not_copied():
+    x, *rest = tensors((ROWS, STEPS, WIDTH), (ROWS, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, HIDDEN))
+    after = split(recurrent, x.transpose(0, 1), *rest)
+    assert matmuls(after) == ([(STEPS * ROWS, HIDDEN)], [(ROWS, HIDDEN)])
+    assert not [node for node in after.graph.nodes if node.target is aten.clone.default]
+
+
+def test_a_bias_leaves_with_the_projection_it_is_added_to():
+    def model(x, h, w, b):
+        return SCAN(lambda h, x, w, b: [torch.tanh(torch.addmm(b, x, w) * 2 + h)] * 2, (h,), (x,), (w, b))
+
+    after = split(model, *tensors((STEPS, ROWS, WIDTH), (ROWS, HIDDEN), (WIDTH, HIDDEN), (HIDDEN,)))
+    (scan,) = scans_in(after)
+    assert [n.target for n in scan.body.graph.nodes if n.op == "call_function"] == [
+        aten.add.Tensor,
+        aten.tanh.default,
+    ]
+
+
+def test_what_is_the_same_in_every_step_is_computed_once():
+    def model(x, h, w, v):
+        return SCAN(lambda h, x, w, v: [torch.tanh(x + h @ (w @ v))] * 2, (h,), (x,), (w, v))
+
+    inputs = tensors((STEPS, ROWS, WIDTH), (ROWS, WIDTH), (WIDTH, HIDDEN), (HIDDEN, WIDTH))
+    assert matmuls(split(model, *inputs)) == ([(WIDTH, WIDTH)], [(ROWS, WIDTH)])
+
+
+def test_an_output_projection_is_one_matmul_after_the_loop():
+    def step(h, x, v):
+        h = torch.tanh(x + h)
+        return h, torch.relu(h @ v)
+
+    inputs = tensors((STEPS, ROWS, WIDTH), (ROWS, WIDTH), (WIDTH, HIDDEN))
+    after = split(lambda x, h, v: SCAN(step, (h,), (x,), (v,)), *inputs)
+    assert matmuls(after) == ([(STEPS * ROWS, HIDDEN)], [])
+
+
+def weight_gradient(h, z, w, u):
+    """What the backward of a recurrence does: z is recurrent, the gradients of weight and bias add up."""
+
+    def step(z, dw, db, h, dz, u):
+        z = torch.tanh(z @ u + dz)
+        return z, dw + h.t() @ z, db + z.sum(0)
+
+    return SCAN(step, (z, w * 0, w[0] * 0), (h, h + 1), (u,))
+
+
+def test_a_summed_matmul_is_one_matmul_over_the_steps():
+    inputs = tensors((STEPS, ROWS, HIDDEN), (ROWS, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, HIDDEN))
+    after = split(weight_gradient, *inputs)
+    assert matmuls(after) == ([(HIDDEN, HIDDEN)], [(ROWS, HIDDEN)])
+    (product,) = [node for node in after.graph.nodes if node.target is aten.mm.default]
+    assert product.args[0].meta["val"].shape == (HIDDEN, STEPS * ROWS)
+    assert len(next(scans_in(after)).inits) == 1, "the sums are carried no more"
+    assert not [node for node in after.graph.nodes if node.target is aten.clone.default]
+
+
+@pytest.mark.parametrize("reader", ["the next step", "the stacked result"])
+def test_a_sum_that_is_read_on_the_way_stays(reader):
+    def step(z, dw, h):
+        new = dw + h.t() @ z
+        is_next = reader == "the next step"
+        return torch.tanh(z @ dw if is_next else z + 1), new, (new if not is_next else z).clone()
+
+    inputs = tensors((STEPS, ROWS, HIDDEN), (ROWS, HIDDEN), (HIDDEN, HIDDEN))
+    after = split(lambda h, z, dw: SCAN(step, (z, dw), (h,), ()), *inputs)
+    assert len(next(scans_in(after)).inits) == 2
+
+
+def test_a_value_of_all_steps_larger_than_most_bytes_stays_in_the_loop():
+    inputs = tensors((STEPS, ROWS, WIDTH), (ROWS, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, HIDDEN))
+    graph_module = trace_graph(recurrent, *inputs)
+    after, _ = assert_split(graph_module, inputs, (SplitLoops(most_bytes=100),))
+    assert matmuls(after) == ([], [(ROWS, HIDDEN), (ROWS, HIDDEN)])
+
+
+def test_two_loops_of_one_body_are_split_apart():
+    graph_module, inputs = random_loop(random.Random(3))
+    scan = next(scans_in(graph_module))
+    twin = graph_module.graph.node_copy(scan.node, lambda node: node)
+    scan.node.append(twin)
+    output = graph_module.graph.output_node()
+    with graph_module.graph.inserting_before(output):
+        again = graph_module.graph.call_function(aten.clone.default, (scan.results(0)[0],))
+        again.meta = dict(scan.results(0)[0].meta)
+    output.args = ((*output.args[0], again),)  # type: ignore[misc]
+    graph_module.recompile()
+    assert_split(graph_module, inputs)
+
+
+def test_a_split_loop_is_what_its_golden_file_shows(request):
+    inputs = tensors((STEPS, ROWS, HIDDEN), (ROWS, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, HIDDEN))
+    graph_module = PassManager([Canonicalise()], Options(), Ledger())(
+        trace_graph(weight_gradient, *inputs)
+    ).graph_module
+    after, ledger = assert_split(graph_module, inputs)
+    decisions = "\n".join(map(str, ledger.decisions))
+    text = f"before:\n{graph_to_text(graph_module)}\nafter:\n{graph_to_text(after)}\nledger:\n{decisions}\n"
+    golden = request.path.parent / "golden" / "split_loops.txt"
+    assert_golden(text, golden, request.config.getoption("--accept"))
