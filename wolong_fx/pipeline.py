@@ -26,6 +26,7 @@ from wolong_fx.passes.manager import PassManager
 from wolong_fx.passes.remove_common_subexpressions import RemoveCommonSubexpressions
 from wolong_fx.passes.remove_dead_code import RemoveDeadCode
 from wolong_fx.passes.simplify import Simplify
+from wolong_fx.passes.split_loops import SplitLoops
 from wolong_fx.passes.text import check_names
 from wolong_fx.passes.unroll_loops import UnrollLoops
 from wolong_fx.passes.values import find_value_problem, has_symbolic_size, value_of
@@ -44,6 +45,7 @@ def pass_table(options: Options) -> tuple[Pass, ...]:
         Canonicalise(),
         Decompose(why_eager),
         FoldConstants(),
+        SplitLoops(),
         UnrollLoops(why_eager),
         Simplify(),
         RemoveCommonSubexpressions(),
