@@ -10,7 +10,8 @@ import contextlib
 import functools
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -366,6 +367,152 @@ def _offset_of_tensor(tensor: torch.Tensor) -> int | None:
     content = (ctypes.c_uint64 * words).from_address(id(tensor))
     places = [i for i in range(words) if content[i] == tensor._cdata]
     return 8 * places[0] if len(places) == 1 else None
+
+
+def compile_id() -> str:
+    """What Dynamo calls the compilation that is under way; "" outside of one. 2.11, 2.13."""
+    from torch._guards import CompileContext
+
+    return str(CompileContext.current_compile_id() or "")
+
+
+def has_plain_results() -> bool:
+    """Whether the graph that AOTAutograd compiles now writes no input and returns no alias. 2.11, 2.13.
+
+    Otherwise its wrapper does something after the graph ran. False where that is not known.
+    """
+    from torch._guards import TracingContext
+
+    metadata = getattr(TracingContext.try_get(), "fw_metadata", None)
+    outputs = getattr(metadata, "output_info", None)
+    if metadata is None or outputs is None or getattr(metadata, "tokens", True):
+        return False
+    kinds = {output.output_type.name for output in outputs}
+    return not metadata.mutated_inp_runtime_indices and kinds <= {"non_alias", "unsafe_view_alias"}
+
+
+@dataclass(frozen=True)
+class DynamoCode:
+    """What Dynamo made of a function in one situation: `code` runs when `guards` hold."""
+
+    code: types.CodeType
+    guards: Any
+
+
+def find_dynamo_code(function: types.FunctionType, of_compilation: str) -> DynamoCode | None:
+    """What that compilation made of `function`, if Dynamo still has it. 2.13."""
+    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list as cache_entries
+
+    for entry in cache_entries(function.__code__):
+        if str(entry.compile_id) == of_compilation:
+            return DynamoCode(entry.code, entry.guard_manager.root)
+    return None
+
+
+def forget_code(function: types.FunctionType) -> None:
+    """Have Dynamo drop all it made of `function`: it compiles again at the next call. 2.13."""
+    from torch._C._dynamo.eval_frame import reset_code
+
+    reset_code(function.__code__)
+
+
+_READS = frozenset(
+    "RESUME NOP CACHE COPY_FREE_VARS PUSH_NULL POP_TOP COPY SWAP LOAD_CONST LOAD_FAST LOAD_FAST_CHECK "
+    "LOAD_DEREF LOAD_GLOBAL LOAD_ATTR BINARY_SUBSCR STORE_FAST DELETE_FAST UNPACK_SEQUENCE PRECALL CALL "
+    "KW_NAMES BUILD_TUPLE BUILD_LIST BUILD_MAP BUILD_CONST_KEY_MAP LIST_EXTEND RETURN_VALUE "
+    "RETURN_CONST".split()
+)
+"""Instructions that leave everything but the function's own values as it is, calls excepted."""
+
+_BOOKKEEPING = ("record_pregraph_bytecode_enter", "record_pregraph_bytecode_exit")  # times for a profile
+
+
+def is_one_graph(code: types.CodeType) -> bool:
+    """Whether code that Dynamo made fetches values, calls one graph and returns, without any effect. 2.13."""
+    import dis
+
+    steps = list(dis.get_instructions(code))
+    graphs = [s for s in steps if s.opname == "LOAD_GLOBAL" and str(s.argval).startswith("__compiled_fn_")]
+    harmless = sum(s.argval in _BOOKKEEPING for s in steps)
+    calls = sum(s.opname == "CALL" for s in steps)
+    return len(graphs) == 1 and calls == 1 + harmless and all(s.opname in _READS for s in steps)
+
+
+class CannotReduceGuards(Exception):
+    """Guards of a kind that cannot be checked apart from the others."""
+
+
+def reduce_guards(
+    guards: Any, scope: dict[str, Any], globals_: dict[str, Any], settled: Container[int]
+) -> tuple[Callable[[dict[str, Any]], bool], set[int]]:
+    """Dynamo's guards without those that hold as long as some objects are unchanged.
+
+    scope: the local variables that the guards see: `function`, a bound method that is never another, and
+        `args` and `kwargs`, whose guards are left out
+    settled: ids of objects known to be unchanged: the method, modules, dictionaries, tensors
+    Returns what checks the remaining guards, given `scope`, and the ids of the settled tensors met.
+    Raises CannotReduceGuards. 2.13.
+    """
+    walk = _GuardWalk({"L": scope, "G": globals_}, settled)
+    walk.visit(guards, is_settled=False)  # the root's own guards, of modes, are always kept
+    reduced = guards.clone_manager(lambda node: node.get_source() in walk.kept)
+    if reduced is None or not reduced.check(scope):
+        raise CannotReduceGuards("the guards of Dynamo do not hold by themselves")
+    return reduced.check, walk.tensors
+
+
+class _GuardWalk:
+    """Goes through a tree of guards; `kept` are the sources of those that must still be checked."""
+
+    def __init__(self, names: dict[str, Any], settled: Container[int]) -> None:
+        self._names, self._settled = names, settled
+        self.kept: set[str] = set()
+        self.tensors: set[int] = set()
+
+    def visit(self, node: Any, *, is_settled: bool) -> bool:
+        """Whether the node must be kept, for itself or for one below it."""
+        if node.get_source() in ("L['args']", "L['kwargs']"):
+            return False
+        needed = [self.visit(below, is_settled=same) for below, same in self._below(node, is_settled)]
+        if is_settled and not any(needed):
+            return False
+        self._refuse_relations(node)
+        self.kept.add(node.get_source())
+        return True
+
+    def _below(self, node: Any, is_settled: bool) -> Iterator[tuple[Any, bool]]:
+        """The nodes below, each with whether it is always the same constant or settled object."""
+        for pair in getattr(node, "get_key_value_managers", dict)().values():
+            for below in filter(None, pair):
+                yield below, is_settled and self._is_settled(below)
+        for accessor, below in zip(node.get_accessors(), node.get_child_managers(), strict=True):
+            leads_to_same = is_settled and _is_followed(accessor, below)
+            is_root = below.get_source() == "L['function']"
+            yield below, (is_root or leads_to_same) and self._is_settled(below)
+
+    def _is_settled(self, node: Any) -> bool:
+        try:
+            value = eval(node.get_source(), {}, self._names)
+        except Exception:  # a source that is no Python expression
+            return False
+        if isinstance(value, torch.Tensor) and id(value) in self._settled:
+            self.tensors.add(id(value))
+        is_constant = value is None or type(value) in (bool, int, float, str)
+        return is_constant or id(value) in self._settled
+
+    def _refuse_relations(self, node: Any) -> None:
+        """A relation is one object at both of its ends and would be asked half a question."""
+        from torch._C._dynamo.guards import RelationalGuard
+
+        if any(isinstance(guard, RelationalGuard) for guard in node.get_leaf_guards()):
+            raise CannotReduceGuards(f"{node.get_source()} is compared with other objects")
+
+
+def _is_followed(accessor: Any, below: Any) -> bool:
+    """Whether a settled object leads to the same one each time: its dictionary, an item, a method's self."""
+    kind = type(accessor).__name__
+    is_method = kind == "GetAttrGuardAccessor" and below.get_source().endswith(".__self__")
+    return is_method or kind in ("GetGenericDictGuardAccessor", "DictGetItemGuardAccessor")
 
 
 def first_line(text: str) -> str:

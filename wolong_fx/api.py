@@ -21,6 +21,8 @@ from wolong_fx import _torch_compat
 from wolong_fx.capture.record import Record, Stats, summarise
 from wolong_fx.errors import CannotOptimize, RunsEagerly
 from wolong_fx.options import Options, is_enabled
+from wolong_fx.runtime.direct_call import find_direct_call, prepare_direct_call
+from wolong_fx.thin_path import ThinPath
 
 logger = logging.getLogger("wolong_fx")
 
@@ -41,6 +43,11 @@ def optimize(model: Any = None, /, **options: Any) -> Any:
     As a call, `optimize(model)` returns the same module. As a decorator, with or without options, it takes a
     function, or a class of modules whose instances are then all optimised. As a context,
     `with optimize(model):` undoes it at the end. A function comes back as a callable that stands for it.
+
+    Inference calls of a module that are like two before them do without Dynamo: they run the compiled graph
+    at once, after a check that sees what Dynamo's guards see, and hooks besides. What Dynamo does not guard
+    is not seen either: that a method of a class was replaced, or what a result depended on besides tensors,
+    arguments, globals and attributes. With verify="always" every call goes through Dynamo.
 
     Options are the fields of `wolong_fx.Options`. `model(...)` is compiled, for inference and training, once
     for each set of input shapes and modes; `model.forward(...)` and calls of its submodules stay as they are.
@@ -84,16 +91,27 @@ class Compilation:
     """A function or the call of a module, compiled by torch.compile with our backend at its first call.
 
     install: is given what to call from the second call on
+    thin: by which later calls may do without Dynamo
     """
 
-    def __init__(self, function: Call, options: Options, name: str, install: Callable[[Call], None]) -> None:
-        self.options, self.name, self.record = options, name, Record()
-        self._function, self._install = function, install
-        self._is_warned = False
+    def __init__(
+        self,
+        function: Call,
+        options: Options,
+        name: str,
+        install: Callable[[Call], None],
+        thin: ThinPath | None,
+    ) -> None:
+        self.options, self.name = options, name
+        self.record = Record(watch=None if thin is None else thin.watch)
+        self._function, self._install, self._thin = function, install, thin
+        self._is_warned = self._is_eager = False
 
     def first_call(self, *args: Any, **kwargs: Any) -> Any:
         """Compile and call; afterwards say so if nothing was compiled."""
         known = len(_torch_compat.graph_breaks())
+        if self._thin is not None:
+            prepare_direct_call(self.options)
         self._install(self.compiled)
         try:
             result = self.compiled(*args, **kwargs)
@@ -104,6 +122,8 @@ class Compilation:
             self.record.note_graph_breaks(_torch_compat.graph_breaks()[known:])
         if not self.record.graphs:
             self._warn_once(self._why_never_compiled())
+        elif self._thin is not None and not self._is_eager:
+            self._install(self._thin.open(self.compiled, find_direct_call(self.options), self.record.capture))
         return result
 
     @functools.cached_property
@@ -141,6 +161,7 @@ class Compilation:
         because = f"torch.compile failed ({_torch_compat.first_line(str(failure))})"
         self.record.capture.note("dynamo", self.name, "fell-back", because)
         self._warn_once(because)
+        self._is_eager = True
         self._install(self._function)
         return result
 
@@ -165,7 +186,7 @@ class OptimizedFunction:
         functools.update_wrapper(self, function)
         name = getattr(function, "__qualname__", repr(function))
         own = function if isinstance(function, types.FunctionType) else _with_own_code(function, "call")
-        self.compilation = Compilation(own, options, f"function {name!r}", self._use)
+        self.compilation = Compilation(own, options, f"function {name!r}", self._use, thin=None)
         self._use(self.compilation.first_call if is_enabled() else function)
 
     def _use(self, call: Call) -> None:
@@ -196,8 +217,10 @@ class Marker:
         self.module = module
         self.previous = module.__dict__.get(COMPILED_CALL)
         name = f"model {type(module).__name__!r}"
-        call = _with_own_code(module._call_impl, f"call_{type(module).__name__}")
-        self.compilation = Compilation(call, options, name, self._use)
+        inner = module._call_impl
+        call = _with_own_code(inner, f"call_{type(module).__name__}")
+        thin = ThinPath(module, inner, call) if options.verify != "always" else None
+        self.compilation = Compilation(call, options, name, self._use, thin)
         self._use(self.compilation.first_call)
 
     def _use(self, call: Call) -> None:
@@ -273,7 +296,7 @@ def _is_module_class(target: object) -> bool:
     return isinstance(target, type) and issubclass(target, nn.Module)
 
 
-def _with_own_code(function: Call, name: str) -> Call:
+def _with_own_code(function: Call, name: str) -> types.FunctionType:
     """A call of `function` with a code object of its own.
 
     Dynamo keeps its graphs, counts recompilations and remembers what to skip by code object. On the shared

@@ -137,10 +137,13 @@ def _compile_aten_graph(
         compiled = pipeline.compile_graph(
             gm, example_inputs, options, role=role, ledger=ledger, static=static
         )
+    launches = getattr(compiled, "launches", 0)
+    if record.watch is not None and role == "inference":
+        about = {"compilation": _torch_compat.compile_id(), "is_plain": _torch_compat.has_plain_results()}
+        compiled = record.watch.over(compiled, **about)
     # On the object: AOTAutograd wraps a backward by functools.wraps, which copies no attribute of a class.
     compiled._boxed_call = True  # type: ignore[attr-defined]
-    kernels = getattr(compiled, "launches", 0)
-    record.graphs.append(CompiledGraph(role, _torch_compat.current_frame(), kernels, ledger))
+    record.graphs.append(CompiledGraph(role, _torch_compat.current_frame(), launches, ledger))
     return compiled
 
 

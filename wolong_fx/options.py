@@ -32,12 +32,13 @@ class Options:
     cache_dir: where kernels are kept; "" = ~/.cache/wolong_fx
     cache_size_mb: kernels used longest ago are deleted above this size
     min_ops: partitions of fewer operators stay eager
-    verify: "versions" trusts weights until identity, memory or version change; "always" reads them anew
+    verify: "versions" trusts weights until identity, memory or version change; "always" checks all anew
 
     What is computed from weights alone is kept between inference calls, and computed again when a parameter
     is another object, lies elsewhere, or its version counter (`Tensor._version`) moved: as optimisers,
     `load_state_dict`, `copy_` under no_grad and `p.data = other` make it. Writes that move no counter, in
-    place through `p.data` or from C++, are not seen: then set verify to "always".
+    place through `p.data` or from C++, are not seen: then set verify to "always". It also sends every call
+    of a module through Dynamo's guards, where `optimize` otherwise takes a shorter way (see there).
     """
 
     target: str = "cpu"

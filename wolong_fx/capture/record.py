@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from wolong_fx._torch_compat import GraphBreak
 from wolong_fx.capture.expand_rnn import PACKED, is_break_of_packed_sequence
+from wolong_fx.capture.watch import Watch
 from wolong_fx.ledger import Ledger
 
 GRAPH_BREAK = "graph-break"  # the step of the ledger
@@ -33,10 +34,14 @@ class CompiledGraph:
 
 @dataclass
 class Record:
-    """Grows as the graphs of a model are compiled; `capture` is of what came before there was a graph."""
+    """Grows as the graphs of a model are compiled; `capture` is of what came before there was a graph.
+
+    watch: over the inference graphs of a model whose calls may do without Dynamo
+    """
 
     graphs: list[CompiledGraph] = field(default_factory=list)
     capture: Ledger = field(default_factory=Ledger)
+    watch: Watch | None = None
 
     def note_graph_breaks(self, breaks: Iterable[GraphBreak]) -> None:
         """Enter graph breaks into the ledger of the capture, each with the user's line."""

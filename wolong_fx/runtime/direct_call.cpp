@@ -1,0 +1,545 @@
+// A call of a compiled model that does without Dynamo: it checks that everything the model was compiled for
+// still is as it was, and calls the function in which Dynamo's call ended.
+//
+// Python sees two types. An Entry holds one situation and the way to its function; a Call tries its entries
+// in turn and calls its fallback when none holds. A dictionary is known to be unchanged by CPython's version
+// tag, which every change of any dictionary takes from one counter; 3.13 begins to do without it.
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <ATen/core/TensorBase.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#if PY_VERSION_HEX < 0x030B0000 || PY_VERSION_HEX >= 0x030D0000
+#error "dictionary version tags are known for Python 3.11 and 3.12"
+#endif
+
+namespace {
+
+// ---- references
+
+class Ref {  // a strong reference, dropped with this object
+ public:
+  explicit Ref(PyObject* owned = nullptr) : object_(owned) {}
+  Ref(const Ref&) = delete;
+  Ref& operator=(const Ref&) = delete;
+  ~Ref() { Py_XDECREF(object_); }
+  PyObject* get() const { return object_; }
+  PyObject* release() {
+    PyObject* object = object_;
+    object_ = nullptr;
+    return object;
+  }
+
+ private:
+  PyObject* object_;
+};
+
+uint64_t version_of(PyObject* dict) { return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag; }
+
+// ---- tensors
+
+// Where in a Python tensor its at::Tensor lies, told by read_tensors_at: the header that declares it takes 8 s
+// to compile.
+Py_ssize_t tensor_offset = -1;
+
+const at::TensorBase& tensor_in(PyObject* object) {
+  return *reinterpret_cast<const at::TensorBase*>(reinterpret_cast<const char*>(object) + tensor_offset);
+}
+
+struct Metadata {  // what Dynamo's guard of a tensor compares
+  PyTypeObject* type;
+  uint64_t keys;
+  caffe2::TypeMeta dtype;
+  c10::Device device;
+  bool requires_grad;
+  std::vector<int64_t> sizes, strides;
+
+  explicit Metadata(PyObject* object)
+      : type(Py_TYPE(object)),
+        keys(tensor_in(object).key_set().raw_repr()),
+        dtype(tensor_in(object).dtype()),
+        device(tensor_in(object).device()),
+        requires_grad(tensor_in(object).requires_grad()),
+        sizes(tensor_in(object).sizes().vec()),
+        strides(tensor_in(object).strides().vec()) {}
+
+  bool is_of(PyObject* object) const {
+    if (Py_TYPE(object) != type) return false;
+    const at::TensorBase& tensor = tensor_in(object);
+    return tensor.key_set().raw_repr() == keys && tensor.dtype() == dtype && tensor.device() == device &&
+           tensor.requires_grad() == requires_grad && tensor.sizes() == at::IntArrayRef(sizes) &&
+           tensor.strides() == at::IntArrayRef(strides);
+  }
+};
+
+// ---- structures of arguments and results
+
+enum Kind : long { TENSOR, CONSTANT, TUPLE, LIST, DICT };
+
+// A node of a structure. Python describes it as (TENSOR, slot), (CONSTANT, value), (TUPLE, parts),
+// (LIST, parts) or (DICT, parts, keys), with tuples of parts and of keys.
+struct Node {
+  Kind kind;
+  Py_ssize_t slot = 0;
+  PyObject* value = nullptr;  // CONSTANT: the value, DICT: the keys; the description owns it
+  std::vector<Node> parts;
+
+  explicit Node(PyObject* description) {
+    kind = static_cast<Kind>(PyLong_AsLong(PyTuple_GET_ITEM(description, 0)));
+    PyObject* content = PyTuple_GET_ITEM(description, 1);
+    if (kind == TENSOR) {
+      slot = PyLong_AsSsize_t(content);
+    } else if (kind == CONSTANT) {
+      value = content;
+    } else {
+      for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(content); ++i) parts.emplace_back(PyTuple_GET_ITEM(content, i));
+      if (kind == DICT) value = PyTuple_GET_ITEM(description, 2);
+    }
+  }
+};
+
+// Same type and value: True is not 1, and 0.0 is not -0.0. Only ints, floats, strings and singletons come here.
+bool is_same_constant(PyObject* expected, PyObject* given) {
+  if (expected == given) return true;
+  if (Py_TYPE(expected) != Py_TYPE(given)) return false;
+  if (PyFloat_CheckExact(expected)) {
+    double a = PyFloat_AS_DOUBLE(expected), b = PyFloat_AS_DOUBLE(given);
+    return std::memcmp(&a, &b, sizeof a) == 0;
+  }
+  if (!PyLong_CheckExact(expected) && !PyUnicode_CheckExact(expected)) return false;
+  return PyObject_RichCompareBool(expected, given, Py_EQ) == 1;
+}
+
+using Tensors = std::vector<PyObject*>;
+
+// Whether `given` has this structure; its tensors go to their slots in `found`.
+bool matches(const Node& node, PyObject* given, const std::vector<Metadata>& wanted, Tensors& found) {
+  const Py_ssize_t count = static_cast<Py_ssize_t>(node.parts.size());
+  switch (node.kind) {
+    case TENSOR:
+      found[node.slot] = given;
+      return wanted[node.slot].is_of(given);
+    case CONSTANT:
+      return is_same_constant(node.value, given);
+    case TUPLE:
+    case LIST: {
+      if (Py_TYPE(given) != (node.kind == TUPLE ? &PyTuple_Type : &PyList_Type)) return false;
+      if (Py_SIZE(given) != count) return false;
+      PyObject** items = PySequence_Fast_ITEMS(given);
+      for (Py_ssize_t i = 0; i < count; ++i)
+        if (!matches(node.parts[i], items[i], wanted, found)) return false;
+      return true;
+    }
+    case DICT: {
+      if (given == nullptr) return count == 0;  // no keyword arguments
+      if (!PyDict_CheckExact(given) || PyDict_GET_SIZE(given) != count) return false;
+      Py_ssize_t position = 0, i = 0;
+      PyObject *key, *value;
+      for (; PyDict_Next(given, &position, &key, &value); ++i) {
+        if (!is_same_constant(PyTuple_GET_ITEM(node.value, i), key)) return false;
+        if (!matches(node.parts[i], value, wanted, found)) return false;
+      }
+      return true;
+    }
+  }
+  return false;
+}
+
+// A new object of this structure around `tensors` (a list or tuple); null with an exception set.
+PyObject* built(const Node& node, PyObject* tensors) {
+  const Py_ssize_t count = static_cast<Py_ssize_t>(node.parts.size());
+  switch (node.kind) {
+    case TENSOR:
+      if (node.slot >= PySequence_Fast_GET_SIZE(tensors)) {
+        PyErr_SetString(PyExc_RuntimeError, "a compiled graph returned fewer values than before");
+        return nullptr;
+      }
+      return Py_NewRef(PySequence_Fast_GET_ITEM(tensors, node.slot));
+    case CONSTANT:
+      return Py_NewRef(node.value);
+    case TUPLE:
+    case LIST: {
+      Ref whole(node.kind == TUPLE ? PyTuple_New(count) : PyList_New(count));
+      if (!whole.get()) return nullptr;
+      for (Py_ssize_t i = 0; i < count; ++i) {
+        PyObject* part = built(node.parts[i], tensors);
+        if (!part) return nullptr;
+        if (node.kind == TUPLE) PyTuple_SET_ITEM(whole.get(), i, part);
+        else PyList_SET_ITEM(whole.get(), i, part);
+      }
+      return whole.release();
+    }
+    case DICT: {
+      Ref whole(PyDict_New());
+      if (!whole.get()) return nullptr;
+      for (Py_ssize_t i = 0; i < count; ++i) {
+        Ref part(built(node.parts[i], tensors));
+        if (!part.get() || PyDict_SetItem(whole.get(), PyTuple_GET_ITEM(node.value, i), part.get()) < 0)
+          return nullptr;
+      }
+      return whole.release();
+    }
+  }
+  PyErr_SetString(PyExc_SystemError, "unknown kind of structure");
+  return nullptr;
+}
+
+// ---- one situation
+
+struct Modes {  // thread-local state that decides what an operator does, as far as it is no guard of Dynamo's
+  uint64_t included, excluded;
+  bool grad, inference;
+
+  static Modes now() {
+    auto local = c10::impl::tls_local_dispatch_key_set();
+    return {local.included_.raw_repr(), local.excluded_.raw_repr(), c10::GradMode::is_enabled(),
+            c10::InferenceMode::is_enabled()};
+  }
+  bool operator==(const Modes& other) const {
+    return included == other.included && excluded == other.excluded && grad == other.grad &&
+           inference == other.inference;
+  }
+};
+
+struct PinnedModule {
+  PyObject* module;
+  PyTypeObject* type;
+  PyObject* dict;
+};
+
+struct PinnedDict {
+  PyObject* dict;
+  uint64_t version;
+};
+
+struct PinnedTensor {
+  PyObject* tensor;
+  Metadata metadata;
+};
+
+struct Situation {
+  Modes modes = Modes::now();
+  Node arguments, result;
+  std::vector<Metadata> wanted;  // of the tensors among the arguments
+  std::vector<PinnedModule> modules;
+  std::vector<PinnedDict> dicts;
+  std::vector<PinnedTensor> tensors;
+  std::vector<PyObject*> inputs;  // of the function: a pinned tensor, or null for the next entry of slots
+  std::vector<Py_ssize_t> slots;
+
+  Situation(PyObject* arguments, PyObject* result) : arguments(arguments), result(result) {}
+
+  bool has_model() const {
+    for (const auto& pin : modules) {
+      if (Py_TYPE(pin.module) != pin.type) return false;
+      PyObject** dict = _PyObject_GetDictPtr(pin.module);
+      if (dict == nullptr || *dict != pin.dict) return false;
+    }
+    for (const auto& pin : dicts)
+      if (version_of(pin.dict) != pin.version) return false;
+    return true;
+  }
+
+  bool has_weights() const {
+    for (const auto& pin : tensors)
+      if (!pin.metadata.is_of(pin.tensor)) return false;
+    return true;
+  }
+
+  // To the function two names of one tensor are two tensors, but the model may have asked `a is b`.
+  bool are_different(const Tensors& given) const {
+    bool is_known = false;
+    for (size_t i = 0; i < given.size(); ++i) {
+      for (size_t j = 0; j < i; ++j) is_known |= given[i] == given[j];
+      for (const auto& pin : tensors) is_known |= given[i] == pin.tensor;
+    }
+    return !is_known;
+  }
+
+  PyObject* input_list(const Tensors& given) const {
+    PyObject* list = PyList_New(static_cast<Py_ssize_t>(inputs.size()));
+    if (!list) return nullptr;
+    for (size_t i = 0; i < inputs.size(); ++i)
+      PyList_SET_ITEM(list, i, Py_NewRef(inputs[i] ? inputs[i] : given[slots[i]]));
+    return list;
+  }
+};
+
+struct Entry {
+  PyObject_HEAD
+  PyObject* held;  // arguments of Entry(), which own all that the situation points to
+  Situation* situation;
+};
+
+enum Held { ARGUMENTS, RESULT, WANTED, MODULES, DICTS, TENSORS, INPUTS, GUARD, SCOPE, FUNCTION, HELD };
+
+enum Verdict { HOLDS, OTHER, STALE, FAILED };
+
+// Whether the situation is what it was. STALE: it never will be again. HOLDS: `inputs` is the function's list.
+Verdict check(Entry* entry, PyObject* args, PyObject* kwargs, PyObject** inputs) {
+  const Situation& situation = *entry->situation;
+  if (!(situation.modes == Modes::now())) return OTHER;
+  Tensors given(situation.wanted.size());
+  if (!matches(situation.arguments.parts[0], args, situation.wanted, given)) return OTHER;
+  if (!matches(situation.arguments.parts[1], kwargs, situation.wanted, given)) return OTHER;
+  if (!situation.has_model()) return STALE;
+  if (!situation.has_weights() || !situation.are_different(given)) return OTHER;
+  Ref list(situation.input_list(given));  // owns the inputs before any Python code may run
+  if (!list.get()) return FAILED;
+  Ref verdict(PyObject_CallOneArg(PyTuple_GET_ITEM(entry->held, GUARD), PyTuple_GET_ITEM(entry->held, SCOPE)));
+  if (!verdict.get()) {  // a guard that cannot look any more, say at a deleted global: Dynamo will say
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) return FAILED;
+    PyErr_Clear();
+    return OTHER;
+  }
+  if (verdict.get() != Py_True) return OTHER;
+  *inputs = list.release();
+  return HOLDS;
+}
+
+// As check; what torch throws at a tensor unlike any that it was made for means another situation.
+Verdict check_safely(Entry* entry, PyObject* args, PyObject* kwargs, PyObject** inputs) {
+  try {
+    return check(entry, args, kwargs, inputs);
+  } catch (const std::exception&) {
+    return OTHER;
+  }
+}
+
+PyObject* run(Entry* entry, PyObject* inputs) {
+  Ref outputs(PyObject_CallOneArg(PyTuple_GET_ITEM(entry->held, FUNCTION), inputs));
+  if (!outputs.get()) return nullptr;
+  Ref sequence(PySequence_Fast(outputs.get(), "a compiled graph returned no sequence"));
+  return sequence.get() ? built(entry->situation->result, sequence.get()) : nullptr;
+}
+
+void fill(Situation& situation, PyObject* held) {
+  auto list = [held](Held which) { return PyTuple_GET_ITEM(held, which); };
+  auto each = [list](Held which, auto&& add) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(list(which)); ++i) add(PyTuple_GET_ITEM(list(which), i));
+  };
+  each(WANTED, [&](PyObject* tensor) { situation.wanted.emplace_back(tensor); });
+  each(MODULES, [&](PyObject* module) {
+    PyObject** dict = _PyObject_GetDictPtr(module);
+    situation.modules.push_back({module, Py_TYPE(module), dict ? *dict : nullptr});
+  });
+  each(DICTS, [&](PyObject* dict) { situation.dicts.push_back({dict, version_of(dict)}); });
+  each(TENSORS, [&](PyObject* tensor) { situation.tensors.push_back({tensor, Metadata(tensor)}); });
+  each(INPUTS, [&](PyObject* input) {
+    const bool is_slot = PyLong_CheckExact(input);
+    situation.inputs.push_back(is_slot ? nullptr : input);
+    situation.slots.push_back(is_slot ? PyLong_AsSsize_t(input) : 0);
+  });
+}
+
+// What an entry keeps alive: all but the tensors that a call was given.
+PyObject* args_without_tensors(PyObject* args) {
+  PyObject* held = PyTuple_New(HELD);
+  for (Py_ssize_t i = 0; held && i < HELD; ++i)
+    PyTuple_SET_ITEM(held, i, Py_NewRef(i == WANTED ? Py_None : PyTuple_GET_ITEM(args, i)));
+  return held;
+}
+
+PyObject* Entry_new(PyTypeObject* type, PyObject* args, PyObject*) {
+  if (PyTuple_GET_SIZE(args) != HELD || tensor_offset < 0) {
+    PyErr_SetString(PyExc_TypeError, "Entry takes ten arguments, after read_tensors_at");
+    return nullptr;
+  }
+  for (int which : {ARGUMENTS, RESULT, WANTED, MODULES, DICTS, TENSORS, INPUTS})
+    if (!PyTuple_CheckExact(PyTuple_GET_ITEM(args, which))) {
+      PyErr_SetString(PyExc_TypeError, "the first seven arguments of Entry are tuples");
+      return nullptr;
+    }
+  Entry* entry = reinterpret_cast<Entry*>(type->tp_alloc(type, 0));
+  if (!entry) return nullptr;
+  entry->held = args_without_tensors(args);
+  if (!entry->held) {
+    Py_DECREF(entry);
+    return nullptr;
+  }
+  try {
+    entry->situation = new Situation(PyTuple_GET_ITEM(args, ARGUMENTS), PyTuple_GET_ITEM(args, RESULT));
+    fill(*entry->situation, args);
+  } catch (const std::exception& error) {  // a tensor without plain sizes
+    PyErr_SetString(PyExc_ValueError, error.what());
+    Py_DECREF(entry);
+    return nullptr;
+  }
+  return reinterpret_cast<PyObject*>(entry);
+}
+
+int Entry_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  Py_VISIT(reinterpret_cast<Entry*>(self)->held);
+  return 0;
+}
+
+// No tp_clear: an entry in a cycle is reached by way of a Call, which has one.
+void Entry_dealloc(PyObject* self) {
+  PyObject_GC_UnTrack(self);
+  Entry* entry = reinterpret_cast<Entry*>(self);
+  delete entry->situation;
+  Py_CLEAR(entry->held);
+  PyTypeObject* type = Py_TYPE(self);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyType_Slot entry_slots[] = {
+    {Py_tp_doc, const_cast<char*>("One situation of a model and the function that serves it.")},
+    {Py_tp_new, reinterpret_cast<void*>(Entry_new)},
+    {Py_tp_traverse, reinterpret_cast<void*>(Entry_traverse)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(Entry_dealloc)},
+    {0, nullptr}};
+PyType_Spec entry_spec = {"wolong_direct_call.Entry", sizeof(Entry), 0,
+                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, entry_slots};
+PyTypeObject* entry_type = nullptr;
+
+// ---- a model's call
+
+struct Call {
+  PyObject_HEAD
+  PyObject* fallback;
+  PyObject* entries;  // a list, tried from its front
+};
+
+PyObject* Call_new(PyTypeObject* type, PyObject* args, PyObject*) {
+  PyObject* fallback;
+  if (!PyArg_ParseTuple(args, "O:Call", &fallback)) return nullptr;
+  Call* call = reinterpret_cast<Call*>(type->tp_alloc(type, 0));
+  if (!call) return nullptr;
+  call->fallback = Py_NewRef(fallback);
+  call->entries = PyList_New(0);
+  if (!call->entries) {
+    Py_DECREF(call);
+    return nullptr;
+  }
+  return reinterpret_cast<PyObject*>(call);
+}
+
+// The list may change in every line that runs Python code.
+PyObject* Call_call(PyObject* self, PyObject* args, PyObject* kwargs) {
+  Call* call = reinterpret_cast<Call*>(self);
+  Ref entries(Py_NewRef(call->entries));
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(entries.get()); ++i) {
+    Ref entry(Py_NewRef(PyList_GET_ITEM(entries.get(), i)));
+    PyObject* inputs = nullptr;
+    switch (check_safely(reinterpret_cast<Entry*>(entry.get()), args, kwargs, &inputs)) {
+      case HOLDS: {
+        Ref list(inputs);
+        return run(reinterpret_cast<Entry*>(entry.get()), list.get());
+      }
+      case STALE:  // no Python code has run since the entry was taken from place i
+        if (PySequence_DelItem(entries.get(), i--) < 0) return nullptr;
+        break;
+      case FAILED:
+        return nullptr;
+      case OTHER:
+        break;
+    }
+  }
+  return PyObject_Call(call->fallback, args, kwargs);
+}
+
+PyObject* Call_add(PyObject* self, PyObject* args) {
+  PyObject* entry;
+  Py_ssize_t limit;
+  if (!PyArg_ParseTuple(args, "O!n:add", entry_type, &entry, &limit)) return nullptr;
+  PyObject* entries = reinterpret_cast<Call*>(self)->entries;
+  if (PyList_Insert(entries, 0, entry) < 0) return nullptr;
+  if (PyList_GET_SIZE(entries) > limit && PyList_SetSlice(entries, limit, PyList_GET_SIZE(entries), nullptr) < 0)
+    return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyObject* Call_forget(PyObject* self, PyObject*) {
+  PyObject* entries = reinterpret_cast<Call*>(self)->entries;
+  if (PyList_SetSlice(entries, 0, PyList_GET_SIZE(entries), nullptr) < 0) return nullptr;
+  Py_RETURN_NONE;
+}
+
+Py_ssize_t Call_length(PyObject* self) { return PyList_GET_SIZE(reinterpret_cast<Call*>(self)->entries); }
+
+int Call_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  Py_VISIT(reinterpret_cast<Call*>(self)->fallback);
+  Py_VISIT(reinterpret_cast<Call*>(self)->entries);
+  return 0;
+}
+
+int Call_clear(PyObject* self) {
+  Py_CLEAR(reinterpret_cast<Call*>(self)->fallback);
+  Py_CLEAR(reinterpret_cast<Call*>(self)->entries);
+  return 0;
+}
+
+void Call_dealloc(PyObject* self) {
+  PyObject_GC_UnTrack(self);
+  Call_clear(self);
+  PyTypeObject* type = Py_TYPE(self);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyMethodDef call_methods[] = {
+    {"add", Call_add, METH_VARARGS, "add(entry, limit): try it first; keep at most `limit` entries."},
+    {"forget", Call_forget, METH_NOARGS, "Drop all entries."},
+    {nullptr, nullptr, 0, nullptr}};
+PyType_Slot call_slots[] = {
+    {Py_tp_doc, const_cast<char*>("Call(fallback): a callable that serves what its entries hold for.")},
+    {Py_tp_new, reinterpret_cast<void*>(Call_new)},
+    {Py_tp_call, reinterpret_cast<void*>(Call_call)},
+    {Py_tp_methods, call_methods},
+    {Py_sq_length, reinterpret_cast<void*>(Call_length)},
+    {Py_tp_traverse, reinterpret_cast<void*>(Call_traverse)},
+    {Py_tp_clear, reinterpret_cast<void*>(Call_clear)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(Call_dealloc)},
+    {0, nullptr}};
+PyType_Spec call_spec = {"wolong_direct_call.Call", sizeof(Call), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, call_slots};
+
+// ---- the module
+
+PyObject* read_tensors_at(PyObject*, PyObject* offset) {
+  tensor_offset = PyLong_AsSsize_t(offset);
+  if (PyErr_Occurred()) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyObject* newest(PyObject*, PyObject* dicts) {
+  if (!PyTuple_CheckExact(dicts)) {
+    PyErr_SetString(PyExc_TypeError, "newest takes a tuple of dictionaries");
+    return nullptr;
+  }
+  uint64_t version = 0;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts); ++i)
+    version = std::max(version, version_of(PyTuple_GET_ITEM(dicts, i)));
+  return PyLong_FromUnsignedLongLong(version);
+}
+
+PyMethodDef functions[] = {
+    {"read_tensors_at", read_tensors_at, METH_O, "read_tensors_at(offset): where in a tensor its at::Tensor is."},
+    {"newest", newest, METH_O, "newest(dicts): the latest of their version tags; each change of one raises it."},
+    {nullptr, nullptr, 0, nullptr}};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "wolong_direct_call", "Calls without Dynamo.", -1, functions};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit_wolong_direct_call() {
+  Ref module(PyModule_Create(&definition));
+  if (!module.get()) return nullptr;
+  Ref entry(PyType_FromSpec(&entry_spec)), call(PyType_FromSpec(&call_spec));
+  if (!entry.get() || !call.get()) return nullptr;
+  if (PyModule_AddObjectRef(module.get(), "Entry", entry.get()) < 0) return nullptr;
+  if (PyModule_AddObjectRef(module.get(), "Call", call.get()) < 0) return nullptr;
+  entry_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(entry.get()));
+  return module.release();
+}
