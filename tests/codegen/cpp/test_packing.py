@@ -1,11 +1,14 @@
-"""Operands that many operators stream are packed once a call; results stay the same."""
+"""Operands that dots stream are packed where that pays; results stay the same."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
 
 from wolong_fx.codegen.cpp import pack_operands
 from wolong_fx.codegen.cpp.packing import LEAST_USES
+from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.plan_memory import plan_memory
 from wolong_fx.codegen.schedule_ops import schedule_ops
 from wolong_fx.ir.expr import Unary
@@ -34,7 +37,7 @@ def gated_steps(count: int, layout: str, width: int = 20) -> tuple[list[OpInst],
     return ops, [b for b in p.buffers if b.kind in (BufferKind.INPUT, BufferKind.OUTPUT)]
 
 
-def program_of(ops: list[OpInst], io: list[Buffer]) -> Program:
+def program_of(ops: Sequence[Element], io: list[Buffer]) -> Program:
     program = plan_memory(schedule_ops("packed", ops, io, lambda op: op.domain))
     verify(program, "pack-operands")
     return program
@@ -52,7 +55,7 @@ def test_the_operands_of_a_group_lie_side_by_side_in_one_buffer():
     ops, _ = gated_steps(LEAST_USES, "nk")
     first, second, *_ = pack_operands(ops, "avx512")
     assert first.writes() == second.writes()
-    assert first.writes()[0].shape == (2, 20, 2, 16)
+    assert first.writes()[0].shape == (1, 20, 2, 32)  # (panel, step, operand, column)
     assert [op.made_from for op in (first, second)] == [("w0",), ("w1",)]
 
 
@@ -67,3 +70,46 @@ def test_what_the_program_itself_writes_is_not_packed():
     outs = [p.output(f"y{n}", 2, 20) for n in range(LEAST_USES)]
     ops = [operator(y.name, (i, j), Store(at(y, i, j), dot(k, load(a, i, k), load(w, k, j)))) for y in outs]
     assert pack_operands(ops, "avx512") == ops
+
+
+def test_groups_that_differ_in_order_alone_share_their_panels():
+    ops, _ = gated_steps(2, "kn")
+    turned = [rebuilt(op) for op in ops[1:]]
+    packed = pack_operands([ops[0], *turned], "avx512", weights_of(ops), room=1 << 20)
+    assert len(packed) == len(ops) + 2
+
+
+def rebuilt(op: OpInst) -> OpInst:
+    """The operator with its two products in the other order."""
+    (store,) = op.stores
+    product, h = store.value.args
+    first, second = product.args
+    return OpInst(op.name, op.dims, (Store(store.access, add(mul(second, first), h)),))
+
+
+def weights_of(ops: list[OpInst]) -> set[Buffer]:
+    return {b for op in ops for b in op.reads() if b.name.startswith("w")}
+
+
+def row_times_matrix(rows: int, layout: str) -> OpInst:
+    p = ProgramBuilder("row")
+    x, w, y = p.input("x", rows, 64), p.input("w", 64, 64), p.output("y", rows, 64)
+    i, j, k = Var("i", rows), Var("j", 64), Var("k", 64)
+    weight = load(w, k, j) if layout == "kn" else load(w, j, k)
+    return operator("y", (i, j), Store(at(y, i, j), dot(k, load(x, i, k), weight)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "layout", "packs"), [(1, "nk", False), (1, "kn", True), (4, "nk", True), (4, "kn", True)]
+)
+def test_a_weight_is_packed_for_one_use_unless_it_is_as_good_in_place(rows, layout, packs):
+    op = row_times_matrix(rows, layout)
+    packed = pack_operands([op], "avx512", weights_of([op]), room=1 << 20)
+    assert (len(packed) == 2) is packs
+    assert pack_operands([op], "avx512") == [op]
+
+
+def test_what_there_is_no_room_for_stays_where_it_is():
+    op = row_times_matrix(4, "kn")
+    assert pack_operands([op], "avx512", weights_of([op]), room=64 * 64 * 4 - 1) == [op]
+    assert pack_operands([op], "avx512", weights_of([op]), room=64 * 64 * 4) != [op]

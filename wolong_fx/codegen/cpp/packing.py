@@ -2,7 +2,7 @@
 
 A recurrence reads its weights at every step. In place, the columns that one thread needs lie strided: they
 fill only part of the cache's sets, and 80 steps of an LSTM of 256 units took 1.5 times as long (460 us
-against 300) as from panels of one vector's columns, the dots of a group side by side. The copies are
+against 300) as from panels of a few vectors' columns, the dots of a group side by side. The copies are
 operators like any other. Those of weights move to the prepare part, which runs when a weight changed; others
 run at every call, and must pay for themselves in it.
 """
@@ -41,14 +41,23 @@ class Operand:
 
 @dataclass(frozen=True)
 class Panels:
-    """Operands of one group of dots that are packed together, `lanes` columns a panel."""
+    """Operands of one group of dots that are packed together, `lanes` columns of each a panel."""
 
     operands: tuple[Operand, ...]
     lanes: int
 
 
-Found = list[tuple[Panels, list[tuple[Load, Var]]]]
-"""The panels that an operator could use, and for each operand the load and the variable of its steps."""
+@dataclass(frozen=True)
+class Use:
+    """Panels that an operator could read.
+
+    loads: what it reads now, and the variable of its steps, for each operand
+    is_good_in_place: a row times a matrix whose columns lie in one piece each: once, no panels are faster
+    """
+
+    panels: Panels
+    loads: tuple[tuple[Load, Var], ...]
+    is_good_in_place: bool
 
 
 def pack_operands(
@@ -58,25 +67,37 @@ def pack_operands(
 
     elements: before scheduling; an operand is packed if LEAST_USES of them, or trips of a loop around them,
         read it in the same way
-    static: buffers that stay the same between calls; one reader is enough, their copies are kept
+    static: buffers that stay the same between calls, so that copies are kept: of what is read more than once,
+        or badly in place
     room: bytes that may be kept; what is read most often comes first
     """
-    found = {id(op): _find_panels(op, isa) for op, _ in walk_ops(elements)}
-    users: Counter[Panels] = Counter()
+    uses = {id(op): _find_uses(op, isa) for op, _ in walk_ops(elements)}
+    packed = _choose(uses, elements, static, room)
+    copies = [copy for panels, buffer in packed.items() for copy in _copies(panels, buffer)]
+    return [*copies, *map_ops(elements, lambda op: _rewritten(op, uses[id(op)], packed))]
+
+
+def _choose(
+    uses: Mapping[int, Sequence[Use]], elements: Sequence[Element], static: Collection[Buffer], room: int
+) -> dict[Panels, Buffer]:
+    """The panels that pay, and their memory."""
+    counts: Counter[Panels] = Counter()
+    awkward: set[Panels] = set()
     for op, trips in walk_ops(elements):
-        users.update({panels: trips for panels, _ in found[id(op)]})
+        counts.update({use.panels: trips for use in uses[id(op)]})
+        awkward.update(use.panels for use in uses[id(op)] if not use.is_good_in_place)
     packed: dict[Panels, Buffer] = {}
-    for number, (panels, count) in enumerate(users.most_common()):
-        buffer = _packed_buffer(panels, number)
-        is_kept = buffer.span_bytes <= room and all(o.buffer in static for o in panels.operands)
+    for panels, count in counts.most_common():
+        buffer = _packed_buffer(panels, len(packed))
+        can_be_kept = buffer.span_bytes <= room and all(o.buffer in static for o in panels.operands)
+        is_kept = can_be_kept and (count > 1 or panels in awkward)
         if is_kept or count >= LEAST_USES:
             packed[panels] = buffer
             room -= buffer.span_bytes if is_kept else 0
-    copies = [copy for panels, buffer in packed.items() for copy in _copies(panels, buffer)]
-    return [*copies, *map_ops(elements, lambda op: _rewritten(op, found[id(op)], packed))]
+    return packed
 
 
-def _find_panels(op: OpInst, isa: str) -> Found:
+def _find_uses(op: OpInst, isa: str) -> list[Use]:
     """Groups of dots of an operator whose streamed operands could all be packed."""
     if not any(isinstance(node, Reduce) for node in op.expressions()):
         return []
@@ -85,17 +106,23 @@ def _find_panels(op: OpInst, isa: str) -> Found:
         loads = [_streamed_load(planner, r) for r in group]
         operands = [_operand(planner, load, r) for load, r in zip(loads, group, strict=True)]
         if all(o is not None for o in operands):
-            found.append(_in_one_order(operands, loads, group, planner.lanes))
+            found.append(_in_one_order(planner, group, operands, loads))
     return found
 
 
 def _in_one_order(
-    operands: Sequence[Operand | None], loads: Sequence[Load | None], group: Sequence[Reduce], lanes: int
-) -> tuple[Panels, list[tuple[Load, Var]]]:
-    """The panels of a group whose operands are all there; the same for groups that differ in order alone."""
+    planner: Planner,
+    group: Sequence[Reduce],
+    operands: Sequence[Operand | None],
+    loads: Sequence[Load | None],
+) -> Use:
+    """What a group with all its operands could read; the same for groups that differ in order alone."""
     rows = [(o, load, r.over[0]) for o, load, r in zip(operands, loads, group, strict=True) if o and load]
     rows.sort(key=lambda row: (row[0].buffer.name, str(row[0].index)))
-    return Panels(tuple(o for o, _, _ in rows), lanes), [(load, step) for _, load, step in rows]
+    columns = planner.lanes * planner.vectors_side_by_side(len(group))
+    is_good = planner.plan.rows == 1 and all(map(planner.runs_along_inner, group))
+    panels = Panels(tuple(operand for operand, _, _ in rows), columns)
+    return Use(panels, tuple((load, step) for _, load, step in rows), is_good)
 
 
 def _streamed_load(planner: Planner, reduce: Reduce) -> Load | None:
@@ -145,13 +172,13 @@ def _copies(panels: Panels, packed: Buffer) -> list[OpInst]:
     return copies
 
 
-def _rewritten(op: OpInst, uses: Found, packed: Mapping[Panels, Buffer]) -> OpInst:
+def _rewritten(op: OpInst, uses: Sequence[Use], packed: Mapping[Panels, Buffer]) -> OpInst:
     """The operator with the loads of packed operands replaced."""
     loads: dict[int, Load] = {}
-    for panels, pairs in uses:
-        if panels in packed:
-            for g, (load, step) in enumerate(pairs):
-                loads[id(load)] = _packed_load(op, packed[panels], panels.lanes, g, step)
+    for use in uses:
+        if use.panels in packed:
+            for g, (load, step) in enumerate(use.loads):
+                loads[id(load)] = _packed_load(op, packed[use.panels], use.panels.lanes, g, step)
     if not loads:
         return op
     old = [*(s.value for s in op.stores), *(g.value for s in op.stores for g in s.access.gathers)]

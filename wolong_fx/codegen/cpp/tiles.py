@@ -109,6 +109,10 @@ class Planner:
         rows = _even(points, 4 if self.machine.registers == 32 else 2)
         return TilePlan(self.lanes, row, rows, 1, 1, min(4, self.lanes), True)
 
+    def vectors_side_by_side(self, group: int) -> int:
+        """Of each of `group` dots, how many vectors of columns one step along k should find together."""
+        return self._vectors(group, self.analysis.lane.extent) if self.analysis.lane else 1
+
     def _vectors(self, group: int, extent: int) -> int:
         """Vectors of the right operand at once: a divisor of the row, so that few steps are ragged."""
         have = ceil(extent / self.lanes)
