@@ -1,6 +1,8 @@
 """Operator batching: what becomes one operator with one more dimension, and what does not."""
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from wolong_fx.codegen import build_programs
 from wolong_fx.codegen.fuse_ops import is_heavy
@@ -70,3 +72,57 @@ def test_padded_windows_are_stepped_through():
         return [padded[:, :, k : k + 3].amax(2) for k in range(4)]
 
     assert batched(windows, *INPUTS) == [(4, 10, 2)]
+
+
+def domains_of(function, *inputs, disable=()):
+    """Domains of all operators; the results are compared with eager's in float64."""
+    gm = trace_graph(lambda *xs: tuple(function(*xs)), *inputs)
+    program = build_programs(gm, Options.of(disable=disable), Ledger(), small_tiles).run
+    exact = function(*(x.double() for x in inputs))
+    for ours, wanted in zip(run_program(program, list(inputs), seed=0), exact, strict=True):
+        torch.testing.assert_close(ours.double(), wanted, rtol=1e-5, atol=1e-5)
+    return [op.domain for op in program.ops()]
+
+
+def test_pointwise_siblings_are_one_operator():
+    def squares(x):
+        rows = [torch.tanh(x[k]) for k in range(5)]
+        return [row @ row.T for row in rows]
+
+    assert (5, 2, 6) in domains_of(squares, INPUTS[0], disable=("fuse-ops", "collapse-dims"))
+
+
+def test_siblings_that_write_side_by_side_step_through_their_result():
+    def beside(x, w):
+        return [torch.cat([torch.relu(x[k] @ w) for k in (8, 6, 4, 2)])]
+
+    assert domains_of(beside, *INPUTS, disable=("collapse-dims",)) == [(4, 2, 3)]
+
+
+def test_siblings_in_two_directions_become_one_operator_with_two_more_dimensions():
+    def every_pair(x, w):
+        return [x[t] @ w[g] for t in range(3) for g in range(4)]
+
+    domains = batched(every_pair, torch.randn(3, 2, 6), torch.randn(4, 6, 5))
+    assert domains == [(3, 4, 2, 5)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_random_siblings_equal_float64(data):
+    """Siblings of a random chain, at random rows, joined by a random combination of what they give."""
+    rows = data.draw(st.lists(st.integers(0, 9), min_size=2, max_size=6))
+    columns = data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
+    depth = data.draw(st.integers(1, 3))
+    ends = data.draw(st.sampled_from((torch.cat, torch.stack, lambda parts: sum(parts))))
+
+    def siblings(x, w, square):
+        parts = []
+        for row, column in zip(rows, columns, strict=True):
+            part = x[row] @ w[:, column : column + 4]
+            for _ in range(depth):
+                part = torch.tanh(part @ square) + part.mean(1, keepdim=True)
+            parts.append(part)
+        return [ends(parts), parts[0] * parts[-1]]
+
+    domains_of(siblings, INPUTS[0], torch.randn(6, 6), torch.randn(4, 4))
