@@ -22,7 +22,7 @@ from wolong_fx.codegen.lower import lower_graph
 from wolong_fx.codegen.order_dims import order_dims
 from wolong_fx.codegen.place_carries import place_carries
 from wolong_fx.codegen.plan_memory import plan_memory
-from wolong_fx.codegen.schedule_ops import ChooseTile, schedule_ops
+from wolong_fx.codegen.schedule_ops import ChooseTile, drop_empty_stages, schedule_ops
 from wolong_fx.codegen.split_ops import split_ops
 from wolong_fx.codegen.split_prepare import Preparation, PrepareSplitter
 from wolong_fx.codegen.targets import Target, find_target
@@ -194,7 +194,7 @@ def _finish_program(
         verify(program, after="plan-memory")
     with ledger.timed("remove-barriers"):
         check_races(program)
-        return remove_redundant_barriers(program)
+        return drop_empty_stages(remove_redundant_barriers(program))
 
 
 def _arena_bytes(program: Program) -> int:

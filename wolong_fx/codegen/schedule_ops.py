@@ -24,8 +24,24 @@ def schedule_ops(name: str, ops: Sequence[Element], io: Sequence[Buffer], choose
     return Program(name, _all_buffers(ops, io), tuple(_items(ops, choose_tile)))
 
 
+def drop_empty_stages(program: Program) -> Program:
+    """The program without the stages that were there for a barrier alone and have lost it."""
+    return replace(program, body=tuple(_without_empty(program.body)))
+
+
+def _without_empty(body: Sequence[Item]) -> Iterator[Item]:
+    for item in body:
+        if isinstance(item, Loop):
+            yield replace(item, body=tuple(_without_empty(item.body)))
+        elif item.ops or item.barrier:
+            yield item
+
+
 def _items(ops: Sequence[Element], choose_tile: ChooseTile) -> Iterator[Item]:
-    """The stage of each level, then its loops one after another: the barrier between orders nothing."""
+    """The stage of each level, then its loops one after another: the barrier between orders nothing.
+
+    A loop is followed by a barrier of its own: no trip has to wait for the sake of what comes after them all.
+    """
     by_level: dict[int, list[Element]] = defaultdict(list)
     for op, level in zip(ops, levels(dependences(ops)), strict=True):
         by_level[level].append(op)
@@ -35,6 +51,7 @@ def _items(ops: Sequence[Element], choose_tile: ChooseTile) -> Iterator[Item]:
             yield Stage(tuple(replace(op, tile=choose_tile(op)) for op in stage))
         for loop in (op for op in by_level[level] if isinstance(op, LoopInst)):
             yield Loop(loop.var, tuple(_items(loop.body, choose_tile)))
+            yield Stage(())
 
 
 def _all_buffers(ops: Sequence[Element], io: Sequence[Buffer]) -> tuple[Buffer, ...]:
