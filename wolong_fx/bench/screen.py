@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import floor
 from typing import Any
 
 from wolong_fx.bench.contenders import OURS
@@ -35,10 +36,10 @@ def verdict_line(verdict: Mapping[str, Any]) -> str:
     """Met, or missed and by how much."""
     if verdict["share"] is None:
         return f"  unknown  {verdict['goal']}: nothing to compare with"
-    found = f"{verdict['found']:.3g}"
+    found = f"{verdict['found']:.4g}"
     if verdict["is_met"]:
         return f"  met      {verdict['goal']}: {found}"
-    return f"  MISSED   {verdict['goal']}: {found}, {verdict['share']:.0%} of the goal"
+    return f"  MISSED   {verdict['goal']}: {found}, {floor(100 * verdict['share'])} % of the goal"
 
 
 def _notes(result: Mapping[str, Any]) -> Iterator[str]:
