@@ -42,6 +42,11 @@ def is_rnn_call(node: fx.Node) -> bool:
     return node.op == "call_function" and _is_recurrent(node.target)
 
 
+def is_expansion(node: fx.Node) -> bool:
+    """True for a recurrent call that has been expanded: a call of one of our functions."""
+    return getattr(node.target, "__module__", None) == rnn.__name__
+
+
 def graph_modules(gm: fx.GraphModule) -> list[fx.GraphModule]:
     """The graph and the bodies of its higher-order operators, such as checkpointed regions."""
     return [m for m in gm.modules() if isinstance(m, fx.GraphModule)]

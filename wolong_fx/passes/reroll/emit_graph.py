@@ -19,6 +19,7 @@ from wolong_fx.passes.reroll.loop import Loop
 from wolong_fx.passes.reroll.order_items import order_items
 from wolong_fx.passes.reroll.plan_scan import ScanPlan, plan_scan
 from wolong_fx.passes.reroll.purity import is_draw
+from wolong_fx.passes.values import same_strides
 
 BODY_PREFIX = "_wolong_body"
 
@@ -121,9 +122,23 @@ class _Emitter:
         plan, scan = self._scans[id(loop)]
         slot = plan.slot_of_last(row) if step == loop.trips - 1 else None
         if slot is not None:
-            return self._builder.part(scan, slot)
+            return self._with_strides(number, self._builder.part(scan, slot))
         cut = self._builder.call(aten.select.int, self._series(loop, row), 0, step)
-        return self._builder.call(aten.clone.default, cut) if self._leaves(number) else cut
+        return (
+            self._with_strides(number, self._builder.call(aten.clone.default, cut))
+            if self._leaves(number)
+            else cut
+        )
+
+    def _with_strides(self, number: int, node: Node) -> Node:
+        """What leaves the graph has the strides it had, gaps included: it may have been a view."""
+        value = value_of(self._arrays.nodes[number])
+        if not self._leaves(number) or same_strides(value, value_of(node)):
+            return node
+        size, strides = list(value.shape), list(value.stride())
+        like = {"dtype": value.dtype, "device": value.device}
+        empty = self._builder.call(aten.empty_strided.default, size, strides, **like)
+        return self._builder.call(aten.copy.default, empty, node)
 
     def _series(self, loop: Loop, row: int) -> Node:
         """The scan's result with all steps of a row."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 
+from wolong_fx.capture.expand_rnn import is_expansion, is_rnn_call
 from wolong_fx.passes.reroll.find_joins import Places, needed_in_one_piece
 from wolong_fx.passes.reroll.graph_arrays import GraphArrays, value_of
 from wolong_fx.passes.reroll.join_steps import is_cheap
@@ -37,20 +39,18 @@ def why_not_worth(arrays: GraphArrays, loop: Loop, places: Places) -> str | None
 
 def _weight(arrays: GraphArrays, loop: Loop) -> int:
     firsts = (arrays.nodes[row[0]] for row in loop.rows)
-    ours = "wolong_fx.capture"
-    return sum(EXPANDED if getattr(n.target, "__module__", "").startswith(ours) else 1 for n in firsts)
+    return sum(EXPANDED if is_rnn_call(n) or is_expansion(n) else 1 for n in firsts)
 
 
 def _count_selects(arrays: GraphArrays, plan: ScanPlan, places: Places) -> int:
     """Steps that must be cut out of results one by one."""
     inside = plan.loop.nodes
     steps = [node for row in plan.results for node in plan.loop.rows[row]]
-    return sum(_is_read_alone(arrays, node, inside, places) for node in steps)
-
-
-def _is_read_alone(arrays: GraphArrays, node: int, inside: set[int], places: Places) -> bool:
-    users = outside_users(arrays, node, inside)
-    return node in arrays.returned or any(not needed_in_one_piece(arrays, places, user) for user in users)
+    users = {node: outside_users(arrays, node, inside) for node in steps}
+    in_one_piece = {
+        u: needed_in_one_piece(arrays, places, u) for u in set(chain.from_iterable(users.values()))
+    }
+    return sum(node in arrays.returned or not all(in_one_piece[u] for u in users[node]) for node in steps)
 
 
 def _bytes_moved(arrays: GraphArrays, loop: Loop) -> int:

@@ -28,10 +28,6 @@ class Labelling:
     levels: list[list[int]]
     own: dict[int, int]
 
-    @property
-    def finest(self) -> list[int]:
-        return self.levels[-1]
-
 
 def label_nodes(arrays: GraphArrays, *, by_identity: bool) -> Labelling:
     """Refined colours; by_identity: weights keep a colour each (otherwise all of one shape look alike)."""

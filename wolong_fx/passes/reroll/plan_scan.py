@@ -68,13 +68,17 @@ def plan_scan(arrays: GraphArrays, loop: Loop) -> ScanPlan:
     """The plan; nothing of the graph is changed."""
     operands = list(dict.fromkeys(loop.all_operands()))
     delays = _plan_delays(loop)
-    carried = {delay.row for delay in delays}
+    carried, inside = {delay.row for delay in delays}, loop.nodes
     return ScanPlan(
         loop=loop,
         delays=delays,
         inputs=tuple(o for o in operands if isinstance(o, PerStep)),
         invariants=tuple(o.node for o in operands if isinstance(o, Invariant)),
-        results=tuple(row for row in range(len(loop.rows)) if _is_result(arrays, loop, row, row in carried)),
+        results=tuple(
+            row
+            for row, steps in enumerate(loop.rows)
+            if _is_needed(arrays, steps[:-1] if row in carried else steps, inside)
+        ),
     )
 
 
@@ -96,7 +100,5 @@ def _serves(delay: Delay, carried: Carried) -> bool:
     return delay.row == carried.row and delay.inits[-carried.distance :] == carried.inits
 
 
-def _is_result(arrays: GraphArrays, loop: Loop, row: int, is_carried: bool) -> bool:
-    inside = loop.nodes
-    steps = loop.rows[row][:-1] if is_carried else loop.rows[row]
-    return any(node in arrays.returned or outside_users(arrays, node, inside) for node in steps)
+def _is_needed(arrays: GraphArrays, nodes: tuple[int, ...], inside: set[int]) -> bool:
+    return any(node in arrays.returned or outside_users(arrays, node, inside) for node in nodes)

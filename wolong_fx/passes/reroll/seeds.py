@@ -11,6 +11,7 @@ from wolong_fx.passes.reroll.labels import Labelling
 
 FEWEST_MEMBERS = 3
 MOST_SIZES = 3  # loops of other trip counts are found in later rounds
+LEVELS = (-1, 1, 0)  # of refinement
 MOST_SHIFTS = 4  # interleaved loops of one colour lie that many members apart
 
 
@@ -28,11 +29,18 @@ class Seed(NamedTuple):
 
 
 def find_seeds(arrays: GraphArrays, labelling: Labelling, free: Iterable[int]) -> Iterator[list[Seed]]:
-    """Seeds of one colour at a time, the colours first whose size most nodes share.
+    """Seeds of one colour at a time, the finest colours first, of those whose size most nodes share.
 
-    A step has many colours of one size, the trip count; the middle of a loop is far from its odd ends.
+    A step has many colours of one size, the trip count; the middle of a loop is far from its odd ends. Where
+    a step is one operator, a few rounds of refinement see both ends from everywhere: then coarser colours do.
     """
-    members = _members_of_colours(arrays, labelling.finest, free)
+    free = [node for node in free if not arrays.is_fixed[node]]
+    for level in LEVELS:
+        yield from _seeds_of_colours(arrays, labelling.levels[level], free)
+
+
+def _seeds_of_colours(arrays: GraphArrays, colours: list[int], free: list[int]) -> Iterator[list[Seed]]:
+    members = _members_of_colours(colours, free)
     mass = Counter[int]()
     best: dict[int, list[int]] = {}
     for same in members:
@@ -44,11 +52,10 @@ def find_seeds(arrays: GraphArrays, labelling: Labelling, free: Iterable[int]) -
         yield _pairs(best[size])
 
 
-def _members_of_colours(arrays: GraphArrays, colours: list[int], free: Iterable[int]) -> list[list[int]]:
+def _members_of_colours(colours: list[int], free: list[int]) -> list[list[int]]:
     members = defaultdict(list)
     for node in free:
-        if not arrays.is_fixed[node]:
-            members[colours[node]].append(node)
+        members[colours[node]].append(node)
     return [same for same in members.values() if len(same) >= FEWEST_MEMBERS]
 
 
