@@ -43,6 +43,13 @@ def test_goals_are_judged_by_80_steps_and_by_the_growth_over_all():
     assert found[0]["share"] == pytest.approx(0.8)
 
 
+def test_one_number_of_steps_tells_nothing_of_growth():
+    assert [v["goal"] for v in verdicts([call(80, 1.0)])] == [
+        "forward, cold cache, ours <= 2 s",
+        "forward, cold cache, first_call <= 5 s",
+    ]
+
+
 @pytest.mark.cpu
 @pytest.mark.slow
 def test_the_benchmark_makes_each_first_call_in_a_process_of_its_own():
