@@ -99,7 +99,8 @@ def _compile(
     manager = PassManager(pass_table(options), options, ledger, label)
     copied = copy_graph(gm)
     for position, node in enumerate(copied.graph.find_nodes(op="placeholder")):
-        node.meta["static"] = position in static  # partitions' placeholders take it over
+        # Partitions' placeholders take it over.
+        node.meta["static"] = position in static and options.verify != "always"
     cut = manager(copied).graph_module
 
     def find_kernel(name: str, partition: GraphModule) -> Any:

@@ -133,8 +133,7 @@ def build_programs(
 ) -> SplitProgram:
     """The programs of a partition, scheduled and planned, verified, with only the barriers they need.
 
-    Placeholders with meta["static"] are weights; what depends on them alone is prepared, unless `verify` is
-    "always".
+    Placeholders with meta["static"] are weights; what depends on them alone is prepared.
     choose_tile, pack_operands: the target's choices; by default operands stay as they are
     """
     with ledger.timed("lower"):
@@ -167,7 +166,7 @@ def build_programs(
 
 def _static_inputs(gm: GraphModule, inputs: list[Buffer], options: Options) -> frozenset[Buffer]:
     """The buffers of those placeholders that are weights, if anything of them may be kept."""
-    if options.verify == "always" or SPLIT in options.disable:
+    if SPLIT in options.disable:
         return frozenset()
     nodes = (node for node in gm.graph.nodes if node.op == "placeholder")
     return frozenset(b for b, node in zip(inputs, nodes, strict=True) if node.meta.get("static"))

@@ -13,7 +13,7 @@ from torch.fx.node import map_aggregate
 
 from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.lower.registry import LOWERINGS
-from wolong_fx.codegen.lower.uses import count_heavy_depth, count_uses
+from wolong_fx.codegen.lower.uses import count_heavy_depth, count_uses, find_results_of_weights
 from wolong_fx.codegen.lower.value import DTYPES, TensorValue, of_buffer, reindexed
 from wolong_fx.errors import UnsupportedOperator
 from wolong_fx.ir.expr import Access, Load, walk
@@ -46,6 +46,7 @@ class Lowering:
     def __post_init__(self) -> None:
         self.uses = count_uses(self.gm.graph)
         self.depth = count_heavy_depth(self.gm.graph)
+        self.of_weights = find_results_of_weights(self.gm.graph)
 
     def visit(self, node: Node) -> None:
         """Lower one node."""
@@ -88,8 +89,9 @@ class Lowering:
         return self.values[arg] if isinstance(arg, Node) else arg
 
     def _settle(self, node: Node, value: Any) -> Any:
-        """Give a value memory if several users would otherwise compute it several times."""
-        if not isinstance(value, TensorValue) or value.cost <= INLINE_COST or self.uses[node] <= 1:
+        """Give a value memory if several users, or every call, would otherwise compute it again."""
+        is_read_again = self.uses[node] > 1 or node in self.of_weights
+        if not isinstance(value, TensorValue) or value.cost <= INLINE_COST or not is_read_again:
             return value
         return of_buffer(self.as_buffer(value))
 

@@ -99,3 +99,15 @@ def count_heavy_depth(graph: Graph) -> dict[Node, int]:
         is_heavy = is_scan(node) or getattr(node.target, "overloadpacket", None) in HEAVY
         depth[node] = before + is_heavy
     return depth
+
+
+def find_results_of_weights(graph: Graph) -> set[Node]:
+    """Nodes computed from weights (placeholders with meta["static"]) alone that something else reads."""
+    known = {node for node in graph.nodes if node.op == "placeholder" and node.meta.get("static")}
+    found = set[Node]()
+    for node in graph.nodes:
+        operands = [n for n in node.all_input_nodes if n.op != "get_attr"]
+        if node.op == "call_function" and operands and all(n in known for n in operands):
+            known.add(node)
+            found.add(node)
+    return {node for node in found if any(user not in known for user in node.users)}
