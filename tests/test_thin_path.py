@@ -577,3 +577,9 @@ def test_a_python_without_version_tags_or_headers_is_told_apart(tmp_path):
     assert "Python.h" in why_impossible((3, 12), tmp_path)
     (tmp_path / "Python.h").touch()
     assert why_impossible((3, 11), tmp_path) == ""
+
+
+def test_the_interpreter_of_programs_is_called_as_a_kernel_is():
+    with torch.no_grad():
+        model = Watched(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), target="reference").warm(x)
+        assert model.check(x) == 0

@@ -55,6 +55,16 @@ def min_cut_partition(joint: fx.GraphModule, inputs: Sequence[Any], **kwargs: An
         return min_cut_rematerialization_partition(joint, inputs, **kwargs)
 
 
+def recompute_in_backward(node: fx.Node) -> None:
+    """Have `min_cut_partition` keep what this node of a joint graph reads, not what it computes. 2.13.
+
+    As activation checkpointing does; the partitioner's own list of what is cheap to compute again is short.
+    """
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    node.meta["recompute"] = CheckpointPolicy.PREFER_RECOMPUTE
+
+
 def count_forward_results() -> int | None:
     """How many results of the forward graph that AOTAutograd compiles now are for its caller. 2.13.
 
@@ -266,6 +276,16 @@ def current_frame() -> int | None:
 
     compile_id = CompileContext.current_compile_id()
     return getattr(compile_id, "frame_id", None)
+
+
+def find_empty_strided_cpu() -> Callable[..., torch.Tensor]:
+    """Makes a tensor on the CPU of (shape, strides, dtype), its content undefined, whatever modes say. 2.13.
+
+    The one of Inductor's kernels takes half the time of `new_empty_strided`.
+    """
+    guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+    empty = getattr(guards, "_empty_strided_cpu", None)
+    return empty or functools.partial(torch.empty_strided, device="cpu")
 
 
 def fake_mode() -> Any:

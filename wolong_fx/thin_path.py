@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from wolong_fx import _torch_compat
 from wolong_fx.capture.watch import GraphCall, Watch
 from wolong_fx.ledger import Ledger
+from wolong_fx.runtime import Executor, Shortcut
 from wolong_fx.runtime.direct_call import CONSTANT, DICT, LIST, TENSOR, TUPLE, DirectCall
+from wolong_fx.runtime.kernel import WriteAddresses
 
 STEP = "thin-path"  # of the ledger
 ENTRIES = 8  # situations kept of a model: as many as Dynamo's graphs of a function, by default
@@ -108,10 +110,11 @@ class ThinPath:
         compiled: `function` through Dynamo
         """
         self._compiled, self._ledger = compiled, ledger
-        if direct.call is None or direct.entry is None or direct.newest is None:
+        write = direct.write_addresses
+        if direct.call is None or direct.entry is None or direct.newest is None or write is None:
             self._note("kept", direct.because)
             return compiled
-        self._make_entry, self._newest = direct.entry, direct.newest
+        self._make_entry, self._newest, self._write_addresses = direct.entry, direct.newest, write
         self._hooks = _hooks_in(self._module)
         self._newest_hook = self._newest(self._hooks)
         self.call = direct.call(self._slow)
@@ -189,6 +192,7 @@ class ThinPath:
             raise NotThin(str(because)) from because
         slots = {id(tensor): i for i, tensor in enumerate(seen.given)}
         inputs = tuple(slots.get(id(tensor), tensor) for tensor in seen.graph.inputs)
+        run, order = _shortcut(seen.graph, self._write_addresses)
         pinned = met | {id(tensor) for tensor in seen.graph.inputs if id(tensor) not in slots}
         tensors = tuple(seen.model.tensors[key] for key in pinned)
         return self._make_entry(
@@ -198,10 +202,10 @@ class ThinPath:
             seen.model.modules,
             seen.model.dicts,
             tensors,
-            inputs,
+            tuple(inputs[i] for i in order),
             guard,
             scope,
-            seen.graph.run,
+            run,
         )
 
     def _see_hooks(self) -> None:
@@ -276,6 +280,13 @@ def _check_inputs(graph: GraphCall, given: Sequence[Tensor], model: Model) -> No
     memory = {t.untyped_storage().data_ptr() for t in graph.inputs} - {0}
     if any(isinstance(t, Tensor) and t.untyped_storage().data_ptr() in memory for t in graph.outputs):
         raise NotThin("a result shares memory with an input")
+
+
+def _shortcut(graph: GraphCall, write: WriteAddresses) -> Shortcut:
+    if isinstance(graph.run, Executor):
+        graph.run.write_addresses_by(write)
+        return graph.run.shortcut
+    return Shortcut(graph.run, tuple(range(len(graph.inputs))))
 
 
 def _dicts_of(module: nn.Module) -> dict[str, Any]:

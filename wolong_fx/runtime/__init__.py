@@ -1,7 +1,7 @@
 """Building, caching, loading and launching kernels; arenas and the executor of partitioned graphs."""
 
 from wolong_fx.runtime.cache import CacheInfo, KernelCache
-from wolong_fx.runtime.executor import CallStep, Executor, KernelStep, Slot, slots_in
+from wolong_fx.runtime.executor import CallStep, Executor, KernelStep, Shortcut, Slot, slots_in
 from wolong_fx.runtime.image import ABI_VERSION, ARENA_HEADER_BYTES, KernelImage, TensorSpec
 from wolong_fx.runtime.isa import choose_isa, isa_flags
 from wolong_fx.runtime.kernel import Kernel, load_kernel
@@ -21,6 +21,7 @@ __all__ = [
     "KernelImage",
     "KernelStep",
     "ResidentKernel",
+    "Shortcut",
     "Slot",
     "TensorSpec",
     "Watch",

@@ -49,6 +49,7 @@ uint64_t version_of(PyObject* dict) { return reinterpret_cast<PyDictObject*>(dic
 // Where in a Python tensor its at::Tensor lies, told by read_tensors_at: the header that declares it takes 8 s
 // to compile.
 Py_ssize_t tensor_offset = -1;
+PyTypeObject* tensor_type = nullptr;
 
 const at::TensorBase& tensor_in(PyObject* object) {
   return *reinterpret_cast<const at::TensorBase*>(reinterpret_cast<const char*>(object) + tensor_offset);
@@ -508,9 +509,61 @@ PyType_Spec call_spec = {"wolong_direct_call.Call", sizeof(Call), 0,
 
 // ---- the module
 
-PyObject* read_tensors_at(PyObject*, PyObject* offset) {
-  tensor_offset = PyLong_AsSsize_t(offset);
+PyObject* read_tensors_at(PyObject*, PyObject* args) {
+  PyObject* base;
+  if (!PyArg_ParseTuple(args, "nO!:read_tensors_at", &tensor_offset, &PyType_Type, &base)) return nullptr;
+  tensor_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(base));
+  Py_RETURN_NONE;
+}
+
+// Writes the data addresses of a sequence of tensors; past the last written, or null with an exception set.
+void** written(PyObject* tensors, void** at, void** end) {
+  Ref sequence(PySequence_Fast(tensors, "tensors come in a sequence"));
+  if (!sequence.get()) return nullptr;
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(sequence.get());
+  if (count > end - at) {
+    PyErr_SetString(PyExc_ValueError, "more tensors than a kernel takes");
+    return nullptr;
+  }
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* tensor = PySequence_Fast_GET_ITEM(sequence.get(), i);
+    if (!PyObject_TypeCheck(tensor, tensor_type)) {
+      PyErr_SetString(PyExc_ValueError, "a kernel takes tensors");
+      return nullptr;
+    }
+    *at++ = tensor_in(tensor).data_ptr();
+  }
+  return at;
+}
+
+void** written_as_they_are(PyObject* addresses, void** at, void** end) {
+  Ref sequence(PySequence_Fast(addresses, "addresses come in a sequence"));
+  if (!sequence.get()) return nullptr;
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(sequence.get()) && at < end; ++i)
+    *at++ = PyLong_AsVoidPtr(PySequence_Fast_GET_ITEM(sequence.get(), i));
+  return PyErr_Occurred() ? nullptr : at;
+}
+
+PyObject* write_addresses(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 5) {
+    PyErr_SetString(PyExc_TypeError, "write_addresses takes five arguments");
+    return nullptr;
+  }
+  void** at = static_cast<void**>(PyLong_AsVoidPtr(args[0]));
+  void** end = at + PyLong_AsSsize_t(args[1]);
   if (PyErr_Occurred()) return nullptr;
+  try {
+    if (!(at = written(args[2], at, end))) return nullptr;
+    if (!(at = written_as_they_are(args[3], at, end))) return nullptr;
+    if (!(at = written(args[4], at, end))) return nullptr;
+  } catch (const std::exception& error) {  // a tensor without memory of its own
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  if (at != end) {
+    PyErr_SetString(PyExc_ValueError, "fewer tensors than a kernel takes");
+    return nullptr;
+  }
   Py_RETURN_NONE;
 }
 
@@ -526,7 +579,10 @@ PyObject* newest(PyObject*, PyObject* dicts) {
 }
 
 PyMethodDef functions[] = {
-    {"read_tensors_at", read_tensors_at, METH_O, "read_tensors_at(offset): where in a tensor its at::Tensor is."},
+    {"read_tensors_at", read_tensors_at, METH_VARARGS,
+     "read_tensors_at(offset, type): where in objects of this type and its subtypes their at::Tensor is."},
+    {"write_addresses", reinterpret_cast<PyCFunction>(write_addresses), METH_FASTCALL,
+     "write_addresses(to, count, tensors, addresses, tensors): write `count` addresses to address `to`."},
     {"newest", newest, METH_O, "newest(dicts): the latest of their version tags; each change of one raises it."},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "wolong_direct_call", "Calls without Dynamo.", -1, functions};

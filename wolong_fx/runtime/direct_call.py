@@ -23,6 +23,7 @@ from wolong_fx import _torch_compat
 from wolong_fx.options import Options
 from wolong_fx.runtime.cache import KernelCache, cache_key
 from wolong_fx.runtime.compiler import build_library
+from wolong_fx.runtime.kernel import WriteAddresses
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 NAME = "wolong_direct_call"
@@ -39,11 +40,13 @@ class DirectCall(NamedTuple):
     call: Call(fallback), a callable with add(entry, limit) and forget()
     entry: Entry(arguments, result, wanted, modules, dicts, tensors, inputs, guard, scope, function)
     newest: the latest version tag of a tuple of dictionaries; each change of one of them raises it
+    write_addresses: what `Kernel.write_addresses_by` takes
     """
 
     call: Callable[[Callable[..., Any]], Any] | None = None
     entry: Callable[..., Any] | None = None
     newest: Callable[[tuple[dict[Any, Any], ...]], int] | None = None
+    write_addresses: WriteAddresses | None = None
     because: str = ""
 
 
@@ -69,10 +72,10 @@ def _find(cache_dir: str) -> DirectCall:
         return DirectCall(because=because or "this torch lays its tensors out in a way that is not known")
     try:
         module = _load(Options.of(cache_dir=cache_dir))
-        module.read_tensors_at(access.offset)
+        module.read_tensors_at(access.offset, torch.Tensor)
     except Exception as error:
         return DirectCall(because=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
-    return DirectCall(module.Call, module.Entry, module.newest)
+    return DirectCall(module.Call, module.Entry, module.newest, module.write_addresses)
 
 
 def why_impossible(version: tuple[int, int], headers: Path) -> str:

@@ -10,9 +10,9 @@ import itertools
 import linecache
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from wolong_fx.runtime.kernel import Kernel
+from wolong_fx.runtime.kernel import Kernel, WriteAddresses
 
 _numbers = itertools.count()
 
@@ -49,6 +49,13 @@ class CallStep:
 Step = KernelStep | CallStep
 
 
+class Shortcut(NamedTuple):
+    """`run([inputs[i] for i in order])` is what an executor returns for `inputs`."""
+
+    run: Callable[[list[Any]], Sequence[Any]]
+    order: tuple[int, ...]
+
+
 class Executor:
     """A boxed callable: takes one list of inputs, empties it, returns the list of outputs.
 
@@ -71,6 +78,20 @@ class Executor:
 
     def __call__(self, inputs: list[Any]) -> list[Any]:
         return self._call(inputs)
+
+    @property
+    def shortcut(self) -> Shortcut:
+        """The same for a caller who can give inputs in any order, and who keeps them alive anyway."""
+        step = self.steps[0] if len(self.steps) == 1 else None
+        if isinstance(step, KernelStep) and tuple(map(Slot, step.outs)) == self.outputs:
+            return Shortcut(step.kernel.launch, tuple(map(self.inputs.index, step.ins)))
+        return Shortcut(self._call, tuple(range(len(self.inputs))))
+
+    def write_addresses_by(self, write: WriteAddresses) -> None:
+        """For each kernel; see `Kernel`."""
+        for step in self.steps:
+            if isinstance(step, KernelStep):
+                step.kernel.write_addresses_by(write)
 
     def __reduce__(self) -> tuple[type[Executor], tuple[object, ...]]:
         return Executor, (self.steps, self.inputs, self.outputs)

@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from wolong_fx import _torch_compat
 from wolong_fx.runtime.image import TensorSpec
 
 ALIGNMENT = 64
@@ -62,7 +63,7 @@ def _can_be_part(spec: TensorSpec) -> bool:
 
 
 def _single(spec: TensorSpec) -> Callable[[], Tensor]:
-    return partial(_template(spec).new_empty_strided, spec.shape, spec.strides)
+    return partial(_torch_compat.find_empty_strided_cpu(), spec.shape, spec.strides, spec.dtype)
 
 
 def _row(spec: TensorSpec, count: int) -> Callable[[], Sequence[Tensor]]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from wolong_fx.options import Options
+from wolong_fx.runtime.kernel import WriteAddresses
 from wolong_fx.runtime.watch import Watch
 
 
@@ -21,6 +22,8 @@ class Launchable(Protocol):
     def bind(self, tensors: Sequence[Tensor]) -> Sequence[Any]: ...
 
     def keep_together(self, positions: Collection[int]) -> None: ...
+
+    def write_addresses_by(self, write: WriteAddresses) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ class ResidentKernel:
     def keep_together(self, positions: Collection[int]) -> None:
         """Allocate these outputs as one from now on; see `Kernel`."""
         self.run.keep_together(positions)
+
+    def write_addresses_by(self, write: WriteAddresses) -> None:
+        """See `Kernel`."""
+        self.run.write_addresses_by(write)
 
     def _prepare(self, inputs: list[Tensor]) -> Kept:
         wiring = self.wiring

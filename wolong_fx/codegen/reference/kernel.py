@@ -34,5 +34,8 @@ class ReferenceKernel:
     def keep_together(self, positions: Collection[int]) -> None:
         """Nothing: every output has memory of its own, which is where to look for a fault."""
 
+    def write_addresses_by(self, write: object) -> None:
+        """Nothing: it reads tensors."""
+
     def __repr__(self) -> str:
         return f"ReferenceKernel({self.program.name!r})"
