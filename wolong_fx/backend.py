@@ -17,6 +17,7 @@ from wolong_fx.capture.record import AOT_AND_COMPILE, CompiledGraph, Record
 from wolong_fx.capture.settings import settings_for_tracing
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options, is_enabled
+from wolong_fx.passes.manager import PassManager
 from wolong_fx.runtime import is_watchable
 
 logger = logging.getLogger("wolong_fx")
@@ -100,6 +101,7 @@ def _run_aot(
     gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, record: Record
 ) -> Callable[..., Any]:
     compiler = partial(_compile_aten_graph, options=options, record=record)
+    joint_passes = PassManager(pipeline.joint_table(), options, record.capture, label="joint")
     with settings_for_tracing(), record.capture.timed(AOT_AND_COMPILE):
         return _torch_compat.run_aot_autograd(
             gm,
@@ -108,21 +110,29 @@ def _run_aot(
             bw_compiler=partial(compiler, role="backward"),
             inference_compiler=partial(compiler, role="inference"),
             decompositions=dict(decomposition_table()),
-            partition_fn=partition_joint_graph,
+            partition_fn=partial(partition_joint_graph, prepare=joint_passes),
         )
 
 
 def partition_joint_graph(
-    joint: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any
+    joint: fx.GraphModule,
+    inputs: Sequence[Any],
+    *,
+    prepare: Callable[[fx.GraphModule], object],
+    **kwargs: Any,
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Split a training graph into forward and backward.
 
     Repeated operators go first, while both halves are one graph: afterwards a weight that both read would
     look like two. The minimum cut then saves about half as many tensors as the default partition (565 against
-    1,043 on the 80-step LSTM), and each of them is an output that the forward kernel allocates.
+    1,043 on the 80-step LSTM), and each of them is an output that the forward kernel allocates. It takes a
+    loop for one operator, whose results are all needed.
+
+    prepare: what is done to the joint graph before, in place; see pipeline.joint_table
     """
     joint.graph = _torch_compat.remove_common_subexpressions(joint.graph)
     joint.recompile()
+    prepare(joint)
     return _torch_compat.min_cut_partition(joint, inputs, **kwargs)
 
 

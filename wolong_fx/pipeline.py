@@ -22,9 +22,11 @@ from wolong_fx.passes.canonicalise import Canonicalise
 from wolong_fx.passes.cut_partitions import CutPartitions
 from wolong_fx.passes.decompose import Decompose
 from wolong_fx.passes.fold_constants import FoldConstants
+from wolong_fx.passes.loops.scan import bodies_in
 from wolong_fx.passes.manager import PassManager
 from wolong_fx.passes.remove_common_subexpressions import RemoveCommonSubexpressions
 from wolong_fx.passes.remove_dead_code import RemoveDeadCode
+from wolong_fx.passes.share_saved_values import ShareSavedValues
 from wolong_fx.passes.simplify import Simplify
 from wolong_fx.passes.split_loops import SplitLoops
 from wolong_fx.passes.text import check_names
@@ -54,9 +56,15 @@ def pass_table(options: Options) -> tuple[Pass, ...]:
     )
 
 
+def joint_table() -> tuple[Pass, ...]:
+    """What is done to the joint graph of a training step before it is cut into forward and backward."""
+    return (ShareSavedValues(),)
+
+
 def step_names() -> tuple[str, ...]:
     """Every name that Options.disable may hold: the passes, then the steps of code generation."""
-    return (*(a_pass.name for a_pass in pass_table(Options())), *codegen.STEP_DOCS)
+    passes = (*joint_table(), *pass_table(Options()))
+    return (*(a_pass.name for a_pass in passes), *codegen.STEP_DOCS)
 
 
 def check_options(options: Options) -> None:
@@ -156,11 +164,14 @@ def why_eager(node: Node) -> str | None:
 
 
 def copy_graph(gm: GraphModule) -> GraphModule:
-    """A module of its own with the same graph; parameters and buffers are shared."""
+    """A module with a graph and bodies of loops of its own; parameters and buffers are shared."""
     graph, copies = Graph(), {}
     returned = graph.graph_copy(gm.graph, copies)
     graph.output(returned).meta = dict(gm.graph.output_node().meta)
-    return _torch_compat.lazy_graph_module(gm, graph)
+    copied = _torch_compat.lazy_graph_module(gm, graph)
+    for name, body in bodies_in(gm).items():
+        copied.set_submodule(name, copy_graph(body))
+    return copied
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from wolong_fx.passes.loops.compute_before import lifted_operands
 from wolong_fx.passes.loops.edit_scan import add_result, ancestors, drop_unused, replace_result
 from wolong_fx.passes.loops.scan import Scan
 from wolong_fx.passes.loops.stacked_ops import (
+    HEAVY,
     MATMULS,
     SUMS,
     VIEWS,
@@ -154,9 +155,12 @@ class _After:
         return missing
 
     def _passes(self, node: Node) -> bool:
-        """Computed again outside, rather than kept: leaving operators, views, numbers."""
-        is_number = node.op == "call_function" and not node.all_input_nodes
-        return is_number or node in self._leaving or node.target in VIEWS
+        """Computed outside, rather than kept: what leaves, views, numbers, reductions of what is outside."""
+        if node.op != "call_function" or node in self._leaving or node.target in VIEWS:
+            return node.op == "call_function"
+        if node.target in HEAVY - MATMULS:
+            return len(node.users) == 1 and not self._missing(node)
+        return not node.all_input_nodes
 
     def _lift(self, value: Node) -> Lifted | None:
         if value not in self._lifted:

@@ -7,6 +7,7 @@ from torch.fx import Node
 from wolong_fx.passes.edit import Call, Editor
 from wolong_fx.passes.loops.edit_scan import add_invariant, drop_unused, replace_result
 from wolong_fx.passes.loops.scan import Scan
+from wolong_fx.passes.loops.stacked_ops import MATMULS
 from wolong_fx.passes.values import aten, is_call, shape_of, value_of
 
 
@@ -15,6 +16,7 @@ def tidy_scan(scan: Scan, editor: Editor) -> None:
     _make_invariants_of_carries(scan, editor)
     _make_invariants_of_slices(scan, editor)
     _join_equal_slices(scan, editor)
+    _read_operands_uncopied(scan, editor)
     _read_results_at_their_source(scan, editor)
     if dropped := drop_unused(scan):
         editor.tell(scan.node, "removed", f"{dropped} operators, carries and results of its body were unused")
@@ -58,6 +60,15 @@ def _join_equal_slices(scan: Scan, editor: Editor) -> None:
         if (earlier := first.setdefault(xs, inner)) is not inner and inner.users:
             inner.replace_all_uses_with(earlier)
             editor.tell(inner, "removed", f"{xs} was walked twice")
+
+
+def _read_operands_uncopied(scan: Scan, editor: Editor) -> None:
+    """A MatMul reads operands of any strides, and nothing is written in place in a body: copies for it go."""
+    for node in scan.body.graph.nodes:
+        if node.target in MATMULS:
+            for copy in [operand for operand in node.all_input_nodes if is_call(operand, aten.clone.default)]:
+                node.replace_input_with(copy, copy.all_input_nodes[0])
+                editor.tell(copy, "removed", "a MatMul reads operands of any strides")
 
 
 def _read_results_at_their_source(scan: Scan, editor: Editor) -> None:
