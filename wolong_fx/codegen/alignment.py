@@ -36,7 +36,10 @@ def find_point_map(writer: OpInst, stored: Access, read: Access) -> PointMap | N
 
 
 def _is_total(writer: OpInst, values: PointMap) -> bool:
-    """Every variable of the writer has a value, inside its range."""
+    """Every variable of the writer has a value, inside its range; any other (a loop's) is what it was."""
+    dims = {dim.var for dim in writer.dims}
+    if any(value != Index.of(var) for var, value in values.items() if var not in dims):
+        return False
     for dim in writer.dims:
         if dim.var not in values:
             return False

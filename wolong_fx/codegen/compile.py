@@ -20,7 +20,6 @@ from wolong_fx.codegen.fuse_ops import fuse_ops
 from wolong_fx.codegen.loops import Element, Step, count_ops, in_every_scope, map_ops
 from wolong_fx.codegen.lower import lower_graph
 from wolong_fx.codegen.order_dims import order_dims
-from wolong_fx.codegen.place_carries import place_carries
 from wolong_fx.codegen.plan_memory import plan_memory
 from wolong_fx.codegen.schedule_ops import ChooseTile, drop_empty_stages, schedule_ops
 from wolong_fx.codegen.split_ops import split_ops
@@ -186,7 +185,7 @@ def _finish_program(
 ) -> Program:
     """Operators to a verified program with only the barriers it needs."""
     with ledger.timed("schedule-ops"):
-        program = schedule_ops(name, place_carries(ops), io, choose_tile)
+        program = schedule_ops(name, ops, io, choose_tile)
     with ledger.timed("plan-memory"):
         program = plan_memory(program)
     with ledger.timed("verify-program"):

@@ -120,6 +120,14 @@ def walk_ops(elements: Iterable[Element], trips: int = 1) -> Iterator[tuple[OpIn
             yield from walk_ops(element.body, trips * element.var.extent)
 
 
+def walk_loops(elements: Iterable[Element]) -> Iterator[LoopInst]:
+    """Every loop, outer ones first."""
+    for element in elements:
+        if isinstance(element, LoopInst):
+            yield element
+            yield from walk_loops(element.body)
+
+
 def count_ops(elements: Iterable[Element]) -> int:
     """Operators, those of a loop's body once."""
     return sum(1 for _ in walk_ops(elements))

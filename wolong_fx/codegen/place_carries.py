@@ -7,10 +7,11 @@ everybody may read the old one while the new one is written, and one barrier a t
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from wolong_fx.codegen.loops import Carry, Element, LoopInst, map_bodies, map_ops, walk_ops
-from wolong_fx.codegen.rewrite import Relocation, relocate_buffers
+from wolong_fx.codegen.loops import Carry, Element, LoopInst, walk_loops, walk_ops
+from wolong_fx.codegen.rewrite import Relocation
 from wolong_fx.ir.index import Index, contiguous_strides
 from wolong_fx.ir.types import Buffer, BufferKind
 
@@ -18,15 +19,26 @@ ALIGNMENT = 64
 """Bytes; both of two places start at a multiple, so that no vector straddles lines for their sake."""
 
 
-def place_carries(elements: list[Element]) -> list[Element]:
-    """The elements with memory for all carried values, and none left to place."""
+Moved = Mapping[Buffer, Relocation]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where carried values are: in their loops, where it depends on the trip, and outside of them."""
+
+    outside: Moved
+    inside: Mapping[LoopInst, Moved]
+
+
+def place_carries(elements: Sequence[Element]) -> Places:
+    """Memory for the carried values of all loops."""
     outside: dict[Buffer, Relocation] = {}
-    placed = map_bodies(elements, lambda loop: _placed(loop, outside))
-    return map_ops(placed, lambda op: relocate_buffers(op, outside))
+    inside = {loop: _place(loop, outside) for loop in walk_loops(elements)}
+    return Places(outside, inside)
 
 
-def _placed(loop: LoopInst, outside: dict[Buffer, Relocation]) -> LoopInst:
-    """The loop with its carried values placed; `outside` learns where they are before and after it."""
+def _place(loop: LoopInst, outside: dict[Buffer, Relocation]) -> Moved:
+    """Where a loop's body finds its carried values; `outside` learns where they are before and after it."""
     inside: dict[Buffer, Relocation] = {}
     for carry in loop.carries:
         if _is_read_where_replaced(carry, loop):
@@ -35,8 +47,7 @@ def _placed(loop: LoopInst, outside: dict[Buffer, Relocation]) -> LoopInst:
         both, t = _two_places(carry), Index.of(loop.var)
         inside |= {carry.old: (both, (t % 2,)), carry.new: (both, ((t + 1) % 2,))}
         outside |= {carry.old: (both, (Index(0),)), carry.new: (both, (Index(loop.var.extent % 2),))}
-    body = map_ops(loop.body, lambda op: relocate_buffers(op, inside))
-    return replace(loop, body=tuple(body), carries=())
+    return inside
 
 
 def _is_read_where_replaced(carry: Carry, loop: LoopInst) -> bool:

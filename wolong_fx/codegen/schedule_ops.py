@@ -10,6 +10,8 @@ from dataclasses import replace
 
 from wolong_fx.codegen.dataflow import dependences, levels
 from wolong_fx.codegen.loops import Element, LoopInst
+from wolong_fx.codegen.place_carries import Moved, Places, place_carries
+from wolong_fx.codegen.rewrite import relocate_buffers
 from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
 from wolong_fx.ir.types import Buffer, BufferKind
 
@@ -21,7 +23,10 @@ def schedule_ops(name: str, ops: Sequence[Element], io: Sequence[Buffer], choose
 
     io: inputs and outputs in calling order
     """
-    return Program(name, _all_buffers(ops, io), tuple(_items(ops, choose_tile)))
+    places = place_carries(ops)
+    items = tuple(_items(ops, choose_tile, places, places.outside))
+    program = Program(name, (), items)
+    return replace(program, buffers=_all_buffers(program, io))
 
 
 def drop_empty_stages(program: Program) -> Program:
@@ -37,7 +42,7 @@ def _without_empty(body: Sequence[Item]) -> Iterator[Item]:
             yield item
 
 
-def _items(ops: Sequence[Element], choose_tile: ChooseTile) -> Iterator[Item]:
+def _items(ops: Sequence[Element], choose_tile: ChooseTile, places: Places, moved: Moved) -> Iterator[Item]:
     """The stage of each level, then its loops one after another: the barrier between orders nothing.
 
     A loop is followed by a barrier of its own: no trip has to wait for the sake of what comes after them all.
@@ -48,14 +53,16 @@ def _items(ops: Sequence[Element], choose_tile: ChooseTile) -> Iterator[Item]:
     for level in sorted(by_level):
         stage = [op for op in by_level[level] if isinstance(op, OpInst)]
         if stage:
-            yield Stage(tuple(replace(op, tile=choose_tile(op)) for op in stage))
+            placed = (relocate_buffers(op, moved) for op in stage)
+            yield Stage(tuple(replace(op, tile=choose_tile(op)) for op in placed))
         for loop in (op for op in by_level[level] if isinstance(op, LoopInst)):
-            yield Loop(loop.var, tuple(_items(loop.body, choose_tile)))
+            inside = {**moved, **places.inside[loop]}
+            yield Loop(loop.var, tuple(_items(loop.body, choose_tile, places, inside)))
             yield Stage(())
 
 
-def _all_buffers(ops: Sequence[Element], io: Sequence[Buffer]) -> tuple[Buffer, ...]:
+def _all_buffers(program: Program, io: Sequence[Buffer]) -> tuple[Buffer, ...]:
     """Inputs and outputs as called, then constants and temporaries in use, under unique names."""
-    used = dict.fromkeys(b for op in ops for b in (*op.reads(), *op.writes()))
+    used = dict.fromkeys(b for op in program.ops() for b in (*op.reads(), *op.writes()))
     inner = [b for b in used if b.kind in (BufferKind.CONSTANT, BufferKind.TEMPORARY)]
     return (*io, *inner)

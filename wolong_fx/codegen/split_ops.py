@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import TypeGuard
 
-from wolong_fx.codegen.loops import Element
+from wolong_fx.codegen.loops import Element, Exit
 from wolong_fx.codegen.rewrite import rewrite_op, substitute_variables
 from wolong_fx.ir.expr import Access, Load, Reduce, walk
 from wolong_fx.ir.index import Index, Var
@@ -52,6 +53,11 @@ class _Splitter:
     readers: dict[Buffer, set[int]] = field(default_factory=lambda: defaultdict(set))
     writers: dict[Buffer, set[int]] = field(default_factory=lambda: defaultdict(set))
 
+    @cached_property
+    def is_body(self) -> bool:
+        """Whether the operators are run again and again: a stage saved is saved in every trip."""
+        return any(isinstance(op, Exit) for op in self.ops)
+
     def run(self) -> list[Element]:
         self.pieces = [[op] for op in self.ops]
         for position, op in enumerate(self.ops):
@@ -78,7 +84,7 @@ class _Splitter:
             return None
         by_reader = [[a for reads in pieces for a in reads or ()] for pieces in readers]
         for axis in range(len(target.shape)):
-            parts = _find_parts(op, axis, by_reader)
+            parts = _find_parts(op, axis, by_reader, self.is_body)
             if parts is not None:
                 return _Cut(axis, parts)
         return None
@@ -122,8 +128,13 @@ def _reads_of(op: Element, buffer: Buffer) -> list[Access] | None:
     return [load.access for load in loads]
 
 
-def _find_parts(op: OpInst, axis: int, readers: Sequence[Sequence[Access]]) -> tuple[Part, ...] | None:
-    """Equal parts along an axis that is one dimension of the operator, each access reading one of them."""
+def _find_parts(
+    op: OpInst, axis: int, readers: Sequence[Sequence[Access]], is_body: bool
+) -> tuple[Part, ...] | None:
+    """Equal parts along an axis that is one dimension of the operator, each access reading one of them.
+
+    One reader has to read several, so that it takes them in; in the body of a loop, each reader may take one.
+    """
     dim = _dim_along(op, axis)
     if dim is None or not _shares_nothing_along(op, dim):
         return None
@@ -133,7 +144,7 @@ def _find_parts(op: OpInst, axis: int, readers: Sequence[Sequence[Access]]) -> t
     is_disjoint = all(a[1] <= b[0] for a, b in pairwise(parts))
     if not 2 <= len(parts) <= MOST_PARTS or len(widths) > 1 or widths == {1} or not is_disjoint:
         return None
-    return tuple(parts) if any(len(of_one) > 1 for of_one in read) else None
+    return tuple(parts) if is_body or any(len(of_one) > 1 for of_one in read) else None
 
 
 def _dim_along(op: OpInst, axis: int) -> Dim | None:
