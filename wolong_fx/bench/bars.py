@@ -80,7 +80,7 @@ def measure_bars(
         "machine": machine(),
         "ms": race(arrived.contenders, effort, progress).as_json(),
         "error": {name: job.error(one, exact) for name, one in arrived.contenders.items()},
-        "first_call_s": arrived.first_call_s,
+        "first_call_s": arrived.first_calls(effort),
         "missing": arrived.missing,
         "without_steps": {FUSED: PACKING_AND_PLACEMENT},
     }

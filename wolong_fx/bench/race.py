@@ -65,6 +65,10 @@ class Field:
         except Exception as error:  # another's compiler may fail as it likes: the others are measured
             self.missing[name] = f"failed with {type(error).__name__}: {str(error).strip()[:200]}"
 
+    def first_calls(self, effort: Effort) -> dict[str, float | str]:
+        """Seconds of the first calls, and what caches they met."""
+        return {"caches": "kept" if effort.keeps_caches else "empty", **self.first_call_s}
+
 
 def measure_row(
     row: Row, makers: Mapping[str, Maker], effort: Effort, progress: Progress = lambda line: None
@@ -92,7 +96,7 @@ def measure_row(
         "verdicts": verdicts(row, contest),
         "error": errors,
         "error_over_eagers": _relative(errors),
-        "first_call_s": {"caches": "kept" if effort.keeps_caches else "empty", **arrived.first_call_s},
+        "first_call_s": arrived.first_calls(effort),
         **(_what_we_did(ours, arrived.first_call_s[OURS]) if ours else {}),
     }
 
