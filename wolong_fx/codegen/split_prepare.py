@@ -40,7 +40,7 @@ class Preparation:
 
 @dataclass
 class PrepareSplitter:
-    """Takes operators away from the run part, between whatever steps one likes; `finish` has them all.
+    """What depends on weights alone leaves the run part, between whatever steps one likes; `finish` has it all.
 
     static: inputs that are parameters or buffers of the model
     """
