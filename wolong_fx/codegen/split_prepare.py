@@ -40,7 +40,7 @@ class Preparation:
 
 @dataclass
 class PrepareSplitter:
-    """What depends on weights alone leaves the run part, between whatever steps one likes; `finish` has it all.
+    """What depends on weights alone leaves the run part, between whatever steps one likes; `finish` has it.
 
     static: inputs that are parameters or buffers of the model
     """
