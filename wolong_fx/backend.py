@@ -22,6 +22,9 @@ from wolong_fx.runtime import is_watchable
 
 logger = logging.getLogger("wolong_fx")
 
+# Loops are rolled before AOTAutograd. Off until kernels of rolled graphs are as fast as of unrolled ones.
+ROLLS_LOOPS = False
+
 # What came in through torch.compile(backend="wolong"), which does not say for which model it calls.
 torch_compile_record = Record()
 
@@ -72,15 +75,41 @@ def compile_dynamo_graph(
     _torch_compat.forget_static_inputs(gm, example_inputs, is_weight)
     restore = expand_rnn_calls(gm, record.capture)
     try:
-        return _run_aot(gm, example_inputs, options, record)
+        rolled = _compile_rolled(gm, example_inputs, options, record) if ROLLS_LOOPS else None
+        return rolled or _run_aot(gm, example_inputs, options, record)
     except Exception as error:
         restore()
         if _torch_compat.is_control_flow_of_dynamo(error):
             raise
-        because = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
+        because = _first_line(error)
         logger.warning("a graph runs eagerly: AOTAutograd could not trace it (%s)", because)
         record.capture.note("aot-autograd", "graph", "fell-back", because)
         return gm.forward
+
+
+def _compile_rolled(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, record: Record
+) -> Callable[..., Any] | None:
+    """The graph with its loops rolled, compiled; None where there are none or AOTAutograd cannot trace them.
+
+    AOTAutograd then traces one step of a recurrence instead of all.
+    """
+    compiled = len(record.graphs)
+    try:
+        rolled = pipeline.roll_loops(gm, example_inputs, options, record.capture)
+        return None if rolled is None else _run_aot(rolled, example_inputs, options, record)
+    except Exception as error:
+        if _torch_compat.is_control_flow_of_dynamo(error):
+            raise
+        del record.graphs[compiled:]
+        because = _first_line(error)
+        logger.warning("a graph is compiled with its loops unrolled: rolled, it fails (%s)", because)
+        record.capture.note("reroll", "graph", "kept", f"rolled, it fails: {because}")
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
 
 
 def has_symbolic_shapes(inputs: Sequence[Any]) -> bool:

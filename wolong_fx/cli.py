@@ -120,11 +120,11 @@ def show_passes(arguments: argparse.Namespace) -> None:
     """The pass table and the steps of code generation, as the options in force would run them."""
     from wolong_fx import codegen
     from wolong_fx.passes.text import check_names
-    from wolong_fx.pipeline import pass_table, step_names
+    from wolong_fx.pipeline import all_passes, step_names
 
     options = Options.of()
     check_names(options.disable, step_names(), where="disable")
-    steps = [(p.name, p.numerics.value, sys.modules[type(p).__module__].__doc__) for p in pass_table(options)]
+    steps = [(p.name, p.numerics.value, sys.modules[type(p).__module__].__doc__) for p in all_passes(options)]
     steps += [(name, "", doc) for name, doc in codegen.STEP_DOCS.items()]
     rows = [
         (name, "off" if name in options.disable else "on", numerics, _first_sentence(name, text))

@@ -8,8 +8,10 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 
 from wolong_fx import _torch_compat, codegen
@@ -24,8 +26,10 @@ from wolong_fx.passes.decompose import Decompose
 from wolong_fx.passes.fold_constants import FoldConstants
 from wolong_fx.passes.loops.scan import bodies_in
 from wolong_fx.passes.manager import PassManager
+from wolong_fx.passes.merge_matmuls import MergeMatmuls
 from wolong_fx.passes.remove_common_subexpressions import RemoveCommonSubexpressions
 from wolong_fx.passes.remove_dead_code import RemoveDeadCode
+from wolong_fx.passes.reroll.reroll import Reroll
 from wolong_fx.passes.share_saved_values import ShareSavedValues
 from wolong_fx.passes.simplify import Simplify
 from wolong_fx.passes.split_loops import SplitLoops
@@ -49,6 +53,7 @@ def pass_table(options: Options) -> tuple[Pass, ...]:
         FoldConstants(),
         SplitLoops(),
         UnrollLoops(why_eager),
+        MergeMatmuls(),
         Simplify(),
         RemoveCommonSubexpressions(),
         RemoveDeadCode(),
@@ -61,10 +66,32 @@ def joint_table() -> tuple[Pass, ...]:
     return (ShareSavedValues(),)
 
 
+def dynamo_table(*, is_differentiated: bool = False) -> tuple[Pass, ...]:
+    """What is done to Dynamo's graph before AOTAutograd traces it."""
+    return (Reroll(is_differentiated),)
+
+
+def roll_loops(
+    gm: GraphModule, example_inputs: Sequence[object], options: Options, ledger: Ledger
+) -> GraphModule | None:
+    """Dynamo's graph with its loops rolled; None when that changes nothing. `gm` stays as it is."""
+    trained = any(isinstance(x, torch.Tensor) and x.requires_grad for x in example_inputs)
+    (reroll,) = dynamo_table(is_differentiated=trained and torch.is_grad_enabled())
+    if reroll.name in options.disable:
+        return None
+    with ledger.timed(reroll.name):
+        rolled, is_rolled = reroll.apply(gm, partial(ledger.note, reroll.name))
+    return rolled if is_rolled else None
+
+
+def all_passes(options: Options) -> tuple[Pass, ...]:
+    """The passes in the order in which graphs meet them: Dynamo's, the joint one, then each by itself."""
+    return (*dynamo_table(), *joint_table(), *pass_table(options))
+
+
 def step_names() -> tuple[str, ...]:
     """Every name that Options.disable may hold: the passes, then the steps of code generation."""
-    passes = (*joint_table(), *pass_table(Options()))
-    return (*(a_pass.name for a_pass in passes), *codegen.STEP_DOCS)
+    return (*(a_pass.name for a_pass in all_passes(Options())), *codegen.STEP_DOCS)
 
 
 def check_options(options: Options) -> None:

@@ -1,0 +1,130 @@
+"""Dynamo's graph with its loops rolled goes through AOTAutograd, trained or not, with the same results."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from wolong_fx import _torch_compat, backend, pipeline
+from wolong_fx.capture.decompositions import decomposition_table
+from wolong_fx.capture.expand_rnn import expand_rnn_calls
+from wolong_fx.capture.record import Record
+from wolong_fx.capture.settings import settings_for_tracing
+from wolong_fx.ledger import Ledger
+from wolong_fx.options import Options
+from wolong_fx.testing.recurrences import CellChain, LiGRU, PeepholeLSTM, TwoStepsBack
+
+SCAN = torch.ops.higher_order.scan
+
+
+def traced_by_aot(model, *, is_rolled):
+    """The model compiled by torch's own operators, and the ATen graphs it became."""
+    graphs = []
+
+    def keep(graph_module, inputs):
+        graphs.append(graph_module)
+        run = graph_module.forward
+
+        def boxed(values):
+            return run(*values)
+
+        boxed._boxed_call = True
+        return boxed
+
+    def compile_(gm, inputs):
+        expand_rnn_calls(gm, Ledger())
+        if is_rolled:
+            gm = pipeline.roll_loops(gm, inputs, Options(), Ledger())
+        compilers = {"fw_compiler": keep, "bw_compiler": keep, "inference_compiler": keep}
+        with settings_for_tracing():
+            return _torch_compat.run_aot_autograd(
+                gm, inputs, **compilers, decompositions=dict(decomposition_table())
+            )
+
+    torch._dynamo.reset()
+    return torch.compile(model, backend=compile_, dynamic=False), graphs
+
+
+def results_and_gradients(model, x, *, is_rolled):
+    compiled, graphs = traced_by_aot(model, is_rolled=is_rolled)
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    results = compiled(x)
+    results = results if isinstance(results, tuple) else (results,)
+    weights = [torch.linspace(-1, 1, r.numel()).view(r.shape) for r in results]
+    sum((r * w).sum() for r, w in zip(results, weights, strict=True)).backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    return [*(r.detach() for r in results), *gradients, x.grad], graphs
+
+
+MODELS = {
+    "lstm cell": lambda: CellChain(nn.LSTMCell(3, 4)),
+    "ligru": lambda: LiGRU(3, 4),
+    "peephole lstm": lambda: PeepholeLSTM(3, 4),
+    "two steps back": lambda: TwoStepsBack(3),
+}
+
+
+@pytest.mark.parametrize("name", ["lstm cell", "two steps back"])
+def test_inference_through_aot_keeps_every_bit(name):
+    model, x = MODELS[name](), torch.randn(6, 2, 3)
+    with torch.no_grad():
+        plain = traced_by_aot(model, is_rolled=False)[0](x)
+        compiled, graphs = traced_by_aot(model, is_rolled=True)
+        assert torch.equal(compiled(x), plain)
+    assert [len(graph.graph.find_nodes(op="call_function", target=SCAN)) for graph in graphs] == [1]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_through_a_rolled_graph_are_those_of_the_unrolled(name):
+    torch.manual_seed(0)
+    model, x = MODELS[name](), torch.randn(5, 2, 3)
+    plain, _ = results_and_gradients(model, x, is_rolled=False)
+    rolled, graphs = results_and_gradients(model, x, is_rolled=True)
+    for theirs, ours in zip(plain, rolled, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    assert [len(graph.graph.find_nodes(op="call_function", target=SCAN)) for graph in graphs] == [1, 1]
+
+
+def compile_by_us(model, x, **options):
+    record = Record()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend.Backend(Options.of(**options), record), dynamic=False)
+    with torch.no_grad():
+        return compiled(x), record.capture.decisions
+
+
+@pytest.mark.cpu
+def test_a_rolled_model_runs_in_our_kernel(monkeypatch):
+    monkeypatch.setattr(backend, "ROLLS_LOOPS", True)
+    model, x = PeepholeLSTM(3, 4), torch.randn(6, 2, 3)
+    results, decisions = compile_by_us(model, x)
+    with torch.no_grad():
+        for ours, eager in zip(results, model(x), strict=True):
+            torch.testing.assert_close(ours, eager, atol=1e-6, rtol=1e-5)
+    assert [d.because for d in decisions if d.step == "reroll"] == ["6 steps of 25 operators are one loop"]
+
+
+@pytest.mark.cpu
+def test_reroll_can_be_disabled(monkeypatch):
+    monkeypatch.setattr(backend, "ROLLS_LOOPS", True)
+    _, decisions = compile_by_us(PeepholeLSTM(3, 4), torch.randn(6, 2, 3), disable=("reroll",))
+    assert [d for d in decisions if d.step == "reroll"] == []
+
+
+@pytest.mark.cpu
+def test_a_rolled_graph_that_fails_is_compiled_unrolled_and_the_ledger_says_why(monkeypatch, caplog):
+    def break_it(gm, inputs, options, ledger):
+        raise ValueError("no such loop")
+
+    monkeypatch.setattr(backend, "ROLLS_LOOPS", True)
+    monkeypatch.setattr(pipeline, "roll_loops", break_it)
+    model, x = PeepholeLSTM(3, 4), torch.randn(5, 2, 3)
+    results, decisions = compile_by_us(model, x)
+    with torch.no_grad():
+        for ours, eager in zip(results, model(x), strict=True):
+            torch.testing.assert_close(ours, eager, atol=1e-6, rtol=1e-5)
+    said = [d.because for d in decisions if d.step == "reroll"]
+    assert said == ["rolled, it fails: ValueError: no such loop"]
+    assert "compiled with its loops unrolled" in caplog.text
