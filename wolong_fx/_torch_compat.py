@@ -408,7 +408,8 @@ def has_plain_results() -> bool:
     if metadata is None or outputs is None or getattr(metadata, "tokens", True):
         return False
     kinds = {output.output_type.name for output in outputs}
-    return not metadata.mutated_inp_runtime_indices and kinds <= {"non_alias", "unsafe_view_alias"}
+    writes = any(given.mutates_data or given.mutates_metadata for given in metadata.input_info)
+    return not writes and kinds <= {"non_alias", "unsafe_view_alias"}
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,7 @@ def _run_aot(
             inference_compiler=partial(compiler, role="inference"),
             decompositions=dict(decomposition_table()),
             partition_fn=partial(partition_joint_graph, prepare=joint_passes),
+            keep_inference_input_mutations=not torch.is_grad_enabled(),
         )
 
 

@@ -19,6 +19,7 @@ from wolong_fx.assemble import assemble_executor
 from wolong_fx.errors import WolongError
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
+from wolong_fx.passes.absorb_updates import AbsorbUpdates
 from wolong_fx.passes.base import Pass
 from wolong_fx.passes.canonicalise import Canonicalise
 from wolong_fx.passes.cut_partitions import CutPartitions
@@ -58,6 +59,7 @@ def pass_table(options: Options) -> tuple[Pass, ...]:
         RemoveCommonSubexpressions(),
         RemoveDeadCode(),
         CutPartitions(why_eager, min_ops=options.min_ops),
+        AbsorbUpdates(),
     )
 
 

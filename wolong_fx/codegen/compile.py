@@ -137,7 +137,7 @@ def build_programs(
     """
     with ledger.timed("lower"):
         lowered = lower_graph(gm)
-    inputs = [b for b in lowered.io if b.kind is BufferKind.INPUT]
+    inputs = [b for b in lowered.io if b.kind.is_given]
     splitter = PrepareSplitter(_static_inputs(gm, inputs, options))
     ops = _run_steps(lowered.ops, BEFORE_SPLIT, options, ledger)
     with ledger.timed(SPLIT):
@@ -168,7 +168,8 @@ def _static_inputs(gm: GraphModule, inputs: list[Buffer], options: Options) -> f
     if SPLIT in options.disable:
         return frozenset()
     nodes = (node for node in gm.graph.nodes if node.op == "placeholder")
-    return frozenset(b for b, node in zip(inputs, nodes, strict=True) if node.meta.get("static"))
+    weights = (b for b, node in zip(inputs, nodes, strict=True) if node.meta.get("static"))
+    return frozenset(b for b in weights if b.kind is BufferKind.INPUT)
 
 
 def _prepare_program(

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 
 from wolong_fx.codegen.loops import Element
 from wolong_fx.ir.program import OpInst, Store
-from wolong_fx.ir.types import Buffer
+from wolong_fx.ir.types import Buffer, BufferKind
 
 
 def is_ordered(store: Store) -> bool:
     """Whether a store must follow earlier writes of its buffer.
 
     Several operators may write disjoint parts of one buffer side by side (a concat); a store that adds to
-    what is there, or goes where data says, may touch any part.
+    what is there, or goes where data says, may touch any part. What the
+    caller passed held values before, which others may have to read first.
     """
-    return store.accumulate is not None or bool(store.access.gathers)
+    is_state = store.access.buffer.kind is BufferKind.STATE
+    return is_state or store.accumulate is not None or bool(store.access.gathers)
 
 
 def dependences(ops: Sequence[Element]) -> list[set[int]]:

@@ -11,6 +11,8 @@ from wolong_fx.codegen.loops import Element, LoopInst
 from wolong_fx.ir.types import Buffer, BufferKind
 from wolong_fx.ledger import Ledger
 
+_CALLERS = (BufferKind.OUTPUT, BufferKind.STATE)
+
 
 def drop_dead_ops(ops: list[Element], ledger: Ledger) -> list[Element]:
     """The operators whose results reach an output, in loops too."""
@@ -27,7 +29,7 @@ def _alive(ops: Iterable[Element], wanted: set[Buffer]) -> list[Element]:
     alive: list[Element] = []
     for op in reversed(list(ops)):
         kept = _alive_loop(op, wanted) if isinstance(op, LoopInst) else op
-        if kept and any(b in wanted or b.kind is BufferKind.OUTPUT for b in kept.writes()):
+        if kept and any(b in wanted or b.kind in _CALLERS for b in kept.writes()):
             wanted.update(kept.reads())
             alive.append(kept)
     return alive[::-1]

@@ -177,7 +177,11 @@ class _Fuser:
 
     def _is_needed(self, store: Store, reader: int) -> bool:
         buffer = store.access.buffer
-        return buffer.kind is BufferKind.OUTPUT or bool(self.readers[buffer]) or len(self.writers[buffer]) > 1
+        return (
+            buffer.kind in (BufferKind.OUTPUT, BufferKind.STATE)
+            or bool(self.readers[buffer])
+            or len(self.writers[buffer]) > 1
+        )
 
     def _replace(self, position: int, op: OpInst) -> None:
         self.ops[position] = op

@@ -73,8 +73,8 @@ class CppTarget:
             flags=isa_flags(self.isa),
             arena_bytes=program.arena.size,
             constants=source.constants,
-            inputs=_specs(program, BufferKind.INPUT),
-            outputs=_specs(program, BufferKind.OUTPUT),
+            inputs=tuple(_spec(b) for b in program.buffers if b.kind.is_given),
+            outputs=tuple(_spec(b) for b in program.buffers if b.kind is BufferKind.OUTPUT),
             threads=source.threads,
             checks=source.checks,
             name=program.name,
@@ -97,10 +97,6 @@ class ReferenceTarget:
 
     def build(self, program: Program) -> Any:
         return ReferenceKernel(program)
-
-
-def _specs(program: Program, kind: BufferKind) -> tuple[TensorSpec, ...]:
-    return tuple(_spec(b) for b in program.buffers if b.kind is kind)
 
 
 def _spec(buffer: Buffer) -> TensorSpec:

@@ -183,7 +183,7 @@ class _Check:
     def touches_of(self, op: OpInst) -> list[Touch]:
         """Touches of memory that can be written: an input or a constant is in nobody's way."""
         if op not in self.touches:
-            shared = (BufferKind.TEMPORARY, BufferKind.OUTPUT)
+            shared = (BufferKind.TEMPORARY, BufferKind.OUTPUT, BufferKind.STATE)
             self.touches[op] = [t for t in touches_of(op) if t.buffer.kind in shared and t.buffer.elements]
         return self.touches[op]
 

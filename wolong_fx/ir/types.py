@@ -62,9 +62,15 @@ class BufferKind(Enum):
     """Who owns a buffer's memory."""
 
     INPUT = "input"  # the caller; read only
+    STATE = "state"  # the caller, an input that is changed in place; holds something from the start
     OUTPUT = "output"  # the caller, fresh for every call; never holds anything before it is written
     CONSTANT = "constant"  # the compiled kernel; read only
     TEMPORARY = "temporary"  # the arena; poison between calls
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the caller passes a tensor that has values."""
+        return self in (BufferKind.INPUT, BufferKind.STATE)
 
 
 @dataclass(frozen=True, eq=False)

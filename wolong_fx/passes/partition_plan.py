@@ -39,7 +39,15 @@ from wolong_fx.passes.edit import Note
 from wolong_fx.passes.fold_constants import is_constant
 from wolong_fx.passes.loops.scan import Scan, is_scan, is_scan_body
 from wolong_fx.passes.storage import Storage, written_by
-from wolong_fx.passes.values import find_effect, is_dense, is_effectful, is_tensor, is_view, value_of
+from wolong_fx.passes.values import (
+    find_effect,
+    is_dense,
+    is_effectful,
+    is_final_update,
+    is_tensor,
+    is_view,
+    value_of,
+)
 
 WhyUnsupported = Callable[[Node], str | None]
 N = TypeVar("N")
@@ -89,7 +97,8 @@ def plan_partitions(graph: Graph, why_unsupported: WhyUnsupported, min_ops: int,
         levels = level_by_colour(colours.coloured, operands, colours.kernels.__contains__)
         colours.demote_small(levels, min_ops)  # what is too small now runs eagerly where it stands
     for node, reason in colours.reasons.items():
-        note(node, "fell-back", reason)
+        if not is_final_update(node):  # absorb-updates has the last word on these
+            note(node, "fell-back", reason)
     return _placed(colours, levels)
 
 

@@ -120,6 +120,22 @@ def is_effectful(node: Node) -> bool:
     return find_effect(node) is not None
 
 
+def is_update(node: Node) -> bool:
+    """True of a call that writes an input's new values over the old ones."""
+    target = node.args[0] if node.target is aten.copy_.default else None
+    return isinstance(target, Node) and target.op == "placeholder"
+
+
+def is_final_update(node: Node) -> bool:
+    """True of an update after which nothing asks for its input by name."""
+    if not is_update(node):
+        return False
+    later = node.next
+    while later.op not in ("output", "root") and node.args[0] not in later.all_input_nodes:
+        later = later.next
+    return later.op in ("output", "root") and node.args[0] not in later.all_input_nodes
+
+
 @cache
 def is_view_operator(target: Any) -> bool:
     """True when the result shares, or may share, storage with the first operand."""

@@ -166,5 +166,11 @@ def _aliases(graph_module: GraphModule) -> tuple[object, ...]:
 
 
 def _effects(graph_module: GraphModule) -> list[str]:
-    calls = (node for node in graph_module.graph.nodes if node.op == "call_function" and is_effectful(node))
+    graphs = [
+        graph_module.graph,
+        *(part.graph for _, part in graph_module.named_children() if isinstance(part, GraphModule)),
+    ]
+    calls = (
+        node for graph in graphs for node in graph.nodes if node.op == "call_function" and is_effectful(node)
+    )
     return ["random" if is_random(node.target) else str(node.target) for node in calls]

@@ -67,8 +67,8 @@ class _ProgramText:
         self.emitted: dict[Key, _Emitted] = {}
         self.used: dict[int, set[str]] = {}
         self.constants, self.offsets = _lay_out_constants(program)
-        kinds = (BufferKind.INPUT, BufferKind.OUTPUT)
-        tensors = (b for kind in kinds for b in program.buffers if b.kind is kind)
+        given = [b for b in program.buffers if b.kind.is_given]
+        tensors = given + [b for b in program.buffers if b.kind is BufferKind.OUTPUT]
         self.slots = {b: i for i, b in enumerate(tensors, _FIRST_TENSOR)}
         self.body: list[str] = []
         self.depth = 0

@@ -191,7 +191,9 @@ class IndexedPlace:
 
 
 def _copied(lowering: Lowering, x: TensorValue) -> Buffer:
-    """A new buffer that starts as `x` and may be written."""
+    """A buffer that starts as `x` and may be written: a new one, or that of x if the caller wants it so."""
+    if x.buffer is not None and lowering.may_change(x):
+        return x.buffer
     buffer = lowering.temporary(x.shape, x.dtype)
     lowering.store_whole(buffer, x)
     return buffer

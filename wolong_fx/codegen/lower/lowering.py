@@ -14,12 +14,13 @@ from torch.fx.node import map_aggregate
 from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.lower.registry import LOWERINGS
 from wolong_fx.codegen.lower.uses import count_heavy_depth, count_uses, find_results_of_weights
-from wolong_fx.codegen.lower.value import DTYPES, TensorValue, of_buffer, reindexed
+from wolong_fx.codegen.lower.value import DTYPES, TensorValue, broadcast, cast, of_buffer, reindexed
 from wolong_fx.errors import UnsupportedOperator
 from wolong_fx.ir.expr import Access, Load, walk
 from wolong_fx.ir.index import Index, Var, contiguous_strides
 from wolong_fx.ir.program import Dim, OpInst, Store
 from wolong_fx.ir.types import Buffer, BufferKind, DType
+from wolong_fx.passes.values import is_update
 
 INLINE_COST = 0  # a value used more than once is recomputed only if it costs no more operations than this
 LEAST_CHANNELS = 8  # channels that it pays to run vectors along
@@ -41,6 +42,7 @@ class Lowering:
     node: Node | None = None
     kept: dict[TensorValue, Buffer] = field(default_factory=dict)
     channels_last: set[Buffer] = field(default_factory=set)
+    updates: list[tuple[Buffer, TensorValue]] = field(default_factory=list)
     nesting: int = 0
 
     def __post_init__(self) -> None:
@@ -53,10 +55,14 @@ class Lowering:
         self.node = node
         match node.op:
             case "placeholder":
-                self.inputs.append(_buffer_like(node.name, node.meta["val"], BufferKind.INPUT))
+                kind = BufferKind.STATE if any(map(is_update, node.users)) else BufferKind.INPUT
+                self.inputs.append(_buffer_like(node.name, node.meta["val"], kind))
                 self.values[node] = of_buffer(self.inputs[-1])
             case "get_attr":
                 self.values[node] = self._attribute(node)
+            case "call_function" if is_update(node):
+                target, source = (self.values[operand] for operand in node.args[:2])  # type: ignore[index]
+                self.updates.append((target.buffer, source))
             case "call_function":
                 self.values[node] = self._settle(node, self._call(node))
             case "output":
@@ -109,6 +115,22 @@ class Lowering:
                 and value.cost > INLINE_COST
             ):
                 self.values[operand] = of_buffer(self.as_buffer(value))
+
+    def _update_states(self) -> None:
+        """Write what the caller's tensors are to hold, after all that reads what they held."""
+        states = {buffer for buffer, _ in self.updates}
+        ready = [(buffer, self._apart(value, buffer, states)) for buffer, value in self.updates]
+        for buffer, value in ready:
+            if value.buffer is not buffer:
+                self.store_whole(buffer, broadcast(value, buffer.shape))
+
+    def _apart(self, value: TensorValue, buffer: Buffer, states: Collection[Buffer]) -> TensorValue:
+        """A value in a buffer's dtype that no other update changes: copied if it reads what they write."""
+        if value.buffer is buffer:
+            return value
+        reads = {n.access.buffer for n in walk([value.at(domain_of(value.shape)[1])]) if isinstance(n, Load)}
+        apart = TensorValue(value.shape, buffer.dtype, lambda at: cast(value.at(at), buffer.dtype))
+        return of_buffer(self.as_buffer(apart)) if reads & set(states) else apart
 
     # ---- services for the lowerings
 
@@ -191,6 +213,20 @@ class Lowering:
             buffer = _buffer_like(f"out{position}", result.meta["val"], BufferKind.OUTPUT)
             self.outputs.append(buffer)
             self.store_whole(buffer, _distinct_elements(self.values[result], buffer))
+        self._update_states()
+
+    def may_change(self, x: TensorValue) -> bool:
+        """Whether the current node may write its first operand where it is: an input that is to hold the
+        result, and whose old values nobody else reads.
+        """
+        assert self.node is not None
+        node, source = self.node, self.node.args[0]
+        if x.buffer is None or x.buffer.kind is not BufferKind.STATE or not isinstance(source, Node):
+            return False
+        others = [user for user in source.users if user is not node]
+        return x is self.values[source] and all(
+            is_update(user) and user.args[:2] == (source, node) for user in others
+        )
 
 
 def domain_of(shape: Sequence[int], prefix: str = "d") -> tuple[tuple[Dim, ...], tuple[Index, ...]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.fx import Node
 
-from wolong_fx.codegen.lower.lowering import Lowering
+from wolong_fx.codegen.lower.lowering import Lowering, domain_of
 from wolong_fx.codegen.lower.registry import lowers
 from wolong_fx.codegen.lower.value import (
     DTYPES,
@@ -23,6 +23,7 @@ from wolong_fx.codegen.lower.value import (
 )
 from wolong_fx.ir.expr import Access, Expr, IndexValue, Load, Where
 from wolong_fx.ir.index import Index
+from wolong_fx.ir.program import Store
 from wolong_fx.ir.types import DType
 
 aten = torch.ops.aten
@@ -259,6 +260,12 @@ def _overlaid(
 ) -> TensorValue:
     """`x` with the elements start, start + step, ... of one dimension replaced by those of `part`."""
     if not part.elements:
+        return x
+    if x.buffer is not None and lowering.may_change(x):
+        dims, place = domain_of(part.shape)
+        there = tuple(i * step + start if d == dim else i for d, i in enumerate(place))
+        new = converted(part, x.dtype).at(place)
+        lowering.add_op(dims, (Store(Access(x.buffer, there), new),))
         return x
     buffer = lowering.as_buffer(converted(part, x.dtype))
     count = part.shape[dim]

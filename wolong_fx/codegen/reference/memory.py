@@ -100,7 +100,7 @@ class Memory:
         return storage.elements.as_strided(buffer.shape, buffer.strides)
 
     def _bind_inputs(self, inputs: Sequence[Tensor]) -> None:
-        expected = [b for b in self.program.buffers if b.kind is BufferKind.INPUT]
+        expected = [b for b in self.program.buffers if b.kind.is_given]
         if len(inputs) != len(expected):
             raise self._stale("inputs", f"{len(expected)} tensors", f"{len(inputs)}")
         for buffer, tensor in zip(expected, inputs, strict=True):
