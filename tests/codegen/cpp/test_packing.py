@@ -113,3 +113,18 @@ def test_what_there_is_no_room_for_stays_where_it_is():
     op = row_times_matrix(4, "kn")
     assert pack_operands([op], "avx512", weights_of([op]), room=64 * 64 * 4 - 1) == [op]
     assert pack_operands([op], "avx512", weights_of([op]), room=64 * 64 * 4) != [op]
+
+
+def test_groups_of_different_sizes_read_panels_of_one_width():
+    """Six dots in one operator are groups of four and two, under a micro-kernel of one width."""
+    p = ProgramBuilder("six")
+    x, i, j = p.input("x", 4, 8), Var("i", 4), Var("j", 64)
+    ws = [p.input(f"w{g}", 64, 8) for g in range(6)]
+    ks = [Var(f"k{g}", 8) for g in range(6)]
+    total = load(x, i, 0)
+    for k, w in zip(ks, ws, strict=True):
+        total = add(total, dot(k, load(x, i, k), load(w, j, k)))
+    op = operator("sum", (i, j), Store(at(p.output("y", 4, 64), i, j), total))
+    *copies, packed = pack_operands([op], "avx512", frozenset(ws), room=1 << 20)
+    assert {copy.writes()[0].shape[-1] for copy in copies} == {16}
+    assert weights_of([packed]).isdisjoint(ws)

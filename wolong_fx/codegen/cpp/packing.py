@@ -119,7 +119,8 @@ def _in_one_order(
     """What a group with all its operands could read; the same for groups that differ in order alone."""
     rows = [(o, load, r.over[0]) for o, load, r in zip(operands, loads, group, strict=True) if o and load]
     rows.sort(key=lambda row: (row[0].buffer.name, str(row[0].index)))
-    columns = planner.lanes * planner.vectors_side_by_side(len(group))
+    widest = max(map(len, planner.groups()))  # the micro-kernel has one width, which its panels must have too
+    columns = planner.lanes * planner.vectors_side_by_side(widest)
     is_good = planner.plan.rows == 1 and all(map(planner.runs_along_inner, group))
     panels = Panels(tuple(operand for operand, _, _ in rows), columns)
     return Use(panels, tuple((load, step) for _, load, step in rows), is_good)
