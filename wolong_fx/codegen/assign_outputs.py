@@ -1,15 +1,15 @@
-"""Results are computed where the caller reads them: a copy into an output disappears into the operator that
-fills it.
+"""Results are computed where they are wanted: a copy into an output, or in a loop into the stack of all its
+results, disappears into the operator that fills it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from wolong_fx.codegen.alignment import find_point_map
-from wolong_fx.codegen.loops import Element, all_carry_buffers, map_ops, walk_ops
+from wolong_fx.codegen.loops import Element, Exit, all_carry_buffers, map_ops, walk_ops
 from wolong_fx.codegen.rewrite import rewrite_op
 from wolong_fx.ir.expr import Access, Load
 from wolong_fx.ir.program import OpInst
@@ -18,13 +18,16 @@ from wolong_fx.ledger import Ledger
 
 
 def assign_outputs(ops: list[Element], ledger: Ledger) -> list[Element]:
-    """Give each temporary that is only copied whole into an output that output's memory."""
+    """Give each temporary that is copied whole into an output or a loop's stack its place there."""
     home: dict[Buffer, _Copy] = {}
     kept: list[Element] = []
-    pinned, touches = all_carry_buffers(ops), _touches(ops)
+    exits = [op for op in ops if isinstance(op, Exit)]
+    stacks = {b for leave in exits for b in leave.stacks}
+    pinned = all_carry_buffers(ops).union(*(leave.reads() for leave in exits))
+    touches, made_here = _touches(ops), {b for op in ops for b in op.writes()} - pinned
     for op in ops:
-        copy = _find_copy(op)
-        if copy is None or copy.source in home or copy.source in pinned or not copy.can_move(touches):
+        copy = _find_copy(op, stacks)
+        if copy is None or copy.source in home or copy.source not in made_here or not copy.can_move(touches):
             kept.append(op)
             continue
         home[copy.source] = copy
@@ -35,7 +38,7 @@ def assign_outputs(ops: list[Element], ledger: Ledger) -> list[Element]:
 
 @dataclass(frozen=True)
 class _Copy:
-    """An operator that does nothing but copy all of a temporary into an output, element by element."""
+    """An operator that does nothing but copy all of a temporary elsewhere, element by element."""
 
     op: OpInst
     load: Access
@@ -56,7 +59,7 @@ class _Copy:
         return (a.shape, a.strides) == (b.shape, b.strides) and self.load.index == self.store.index
 
     def redirect(self, access: Access) -> Access | None:
-        """Where in the output an element of the temporary is; None if that cannot be solved for."""
+        """Where in the target an element of the temporary is; None if that cannot be solved for."""
         if self.is_plain:
             return Access(self.target, access.index)
         points = find_point_map(self.op, self.load, access)
@@ -65,7 +68,7 @@ class _Copy:
         return Access(self.target, tuple(i.substitute(points) for i in self.store.affine))
 
     def can_move(self, touches: Mapping[Buffer, list[_Touch]]) -> bool:
-        """Whether everybody who touches the temporary can do so in the output."""
+        """Whether everybody who touches the temporary can do so in the target."""
         if self.is_plain:
             return True
         return all(not filled and self.redirect(access) for access, filled in touches[self.source])
@@ -75,23 +78,25 @@ _Touch = tuple[Access, bool]
 """An access, and whether it may look past the edge of its buffer."""
 
 
-def _find_copy(op: Element) -> _Copy | None:
+def _find_copy(op: Element, stacks: Collection[Buffer]) -> _Copy | None:
     if not isinstance(op, OpInst) or len(op.stores) != 1 or any(d.sequential for d in op.dims):
         return None
     store, value = op.stores[0], op.stores[0].value
-    if store.access.buffer.kind is not BufferKind.OUTPUT or store.accumulate or not isinstance(value, Load):
+    is_result = store.access.buffer.kind is BufferKind.OUTPUT or store.access.buffer in stacks
+    if not is_result or store.accumulate or not isinstance(value, Load):
         return None
     source = value.access.buffer
     if source.kind is not BufferKind.TEMPORARY or value.fill is not None:
         return None
     copy = _Copy(op, value.access, store.access)
-    return copy if _is_whole(copy) and _keeps_lanes(copy) else None
+    fills = copy.target in stacks or copy.target.elements == op.points
+    return copy if fills and _is_whole(copy) and _keeps_lanes(copy) else None
 
 
 def _is_whole(copy: _Copy) -> bool:
-    """Whether every element of both buffers takes part, and is found from either side."""
+    """Whether every element of the temporary takes part, once."""
     same_type = copy.source.dtype is copy.target.dtype
-    same_size = copy.source.elements == copy.op.points == copy.target.elements
+    same_size = copy.source.elements == copy.op.points
     if not same_type or not same_size or copy.load.gathers or copy.store.gathers:
         return False
     return copy.is_plain or find_point_map(copy.op, copy.load, copy.load) is not None

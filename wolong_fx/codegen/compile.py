@@ -61,7 +61,7 @@ def leave_operands(ops: list[Element], static: Collection[Buffer], room: int) ->
 
 BEFORE_SPLIT: tuple[tuple[str, Step], ...] = (
     ("drop-dead-ops", drop_dead_ops),
-    ("assign-outputs", assign_outputs),
+    ("assign-outputs", in_every_scope(assign_outputs)),
     ("split-ops", in_every_scope(split_ops)),
 )
 """What happens to the operators while those of the two programs stand side by side."""

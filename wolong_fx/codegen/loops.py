@@ -57,13 +57,17 @@ class LoopInst:
 
 @dataclass(frozen=True, eq=False)
 class Exit:
-    """Stands behind a loop's body while a step runs on it: what comes after a trip reads these buffers."""
+    """Stands behind a loop's body while a step runs on it: what comes after a trip reads these buffers.
 
-    buffers: tuple[Buffer, ...]
+    carried: what the trip hands to the next; stacks: what it has written a part of
+    """
+
+    carried: tuple[Buffer, ...]
+    stacks: tuple[Buffer, ...]
     made_from: tuple[str, ...] = ()
 
     def reads(self) -> tuple[Buffer, ...]:
-        return self.buffers
+        return (*self.carried, *self.stacks)
 
     def writes(self) -> tuple[Buffer, ...]:
         return ()
@@ -86,7 +90,7 @@ def in_every_scope(step: Step) -> Step:
 
 
 def _on_body(step: Step, ledger: Ledger, loop: LoopInst) -> LoopInst:
-    leave = Exit((*(c.new for c in loop.carries), *loop.stacks))
+    leave = Exit(tuple(c.new for c in loop.carries), loop.stacks)
     done = step([*loop.body, leave], ledger)
     return replace(loop, body=tuple(e for e in done if not isinstance(e, Exit)))
 

@@ -109,6 +109,22 @@ def shift_register(steps: int, dtype: torch.dtype) -> LoopCase:
     return LoopCase(function, _tensors(dtype, (steps, 4, 3), (5, 2), (5, 2), (1,)))
 
 
+def history(steps: int, dtype: torch.dtype) -> LoopCase:
+    """What training saves: states as a step found them, an invariant at every step, one result twice."""
+
+    def function(x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+        scale = u.exp()
+
+        def step(h: Tensor, c: Tensor, x: Tensor, u: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+            c_new = c * 0.5 + x
+            h_new = (c_new + h @ u).tanh()
+            return h_new, c_new, h.clone(), c.clone(), scale.clone(), h_new * 1, (h_new * 1).t().contiguous()
+
+        return (*SCAN(step, (x[0] * 0, x[0] * 2), (x,), (u, scale)), scale)
+
+    return LoopCase(function, _tensors(dtype, (steps, 3, 4), (4, 4)))
+
+
 def counters(steps: int, dtype: torch.dtype) -> LoopCase:
     """Integer state beside floats: a count, and the position of the largest value so far."""
 
@@ -203,7 +219,7 @@ def cumulative(steps: int, dtype: torch.dtype) -> LoopCase:
 FAMILIES: Mapping[str, Family] = {
     f.__name__: f
     for f in (
-        *(lstm, lstm_whole, gru, reversed_walk, shift_register, counters, two_walks),
+        *(lstm, lstm_whole, gru, reversed_walk, shift_register, history, counters, two_walks),
         *(encoder_decoder, nested, scatter, cumulative),
     )
 }
