@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wolong_fx.codegen import build_program, why_unsupported
+from wolong_fx.codegen import build_programs, why_unsupported
 from wolong_fx.codegen.lower import lower_graph
 from wolong_fx.ir.expr import Load
 from wolong_fx.ledger import Ledger
@@ -48,7 +48,7 @@ def test_what_follows_a_convolution_stays_channels_last():
 
 def test_borders_are_copied_once_so_that_no_product_asks_where_it_is():
     gm = lowered_graph(partial(F.conv2d, padding=1), [torch.randn(1, 8, 5, 5), torch.randn(8, 8, 3, 3)])
-    program = build_program(gm, Options.of(), Ledger(), small_tiles)
+    program = build_programs(gm, Options.of(), Ledger(), small_tiles).run
     (sums,) = [
         op for op in program.ops() if any(load.access.buffer.shape[2:] == (7, 7) for load in op.loads())
     ]
