@@ -1,4 +1,5 @@
-"""What calling a kernel costs beside the kernel: by us (goal: under 2 us for 8 tensors) and by Dynamo.
+"""What calling a kernel costs beside the kernel: by us (goal: under 2 us for 8 tensors) and by Dynamo; and
+what a whole call of small models costs through each door.
 
 Our overhead = call - time inside the kernel - allocation of its outputs, each the least of many short runs:
 other work on the machine only ever adds. Dynamo's = a torch.compile call - the call it ends in.
@@ -7,13 +8,16 @@ other work on the machine only ever adds. Dynamo's = a torch.compile call - the 
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import perf_counter_ns
 
 import torch
+from torch import nn
 
-from wolong_fx import backend
+from wolong_fx import backend, optimize
 from wolong_fx.options import Options
 from wolong_fx.report.measure import add_output_arguments, machine, publish
 from wolong_fx.runtime import Executor, Kernel, KernelStep, Slot, load_kernel, team_size
@@ -21,6 +25,8 @@ from wolong_fx.testing.handwritten import eight_tensors
 
 GOAL_NS = 2000.0
 CALLS, RUNS = 200, 400
+SETTLING_CALLS = 10
+"""After which optimize() has found its way past Dynamo, and a kernel whether its team pays."""
 
 
 def least_ns(call: Callable[[], object], calls: int = CALLS, runs: int = RUNS) -> float:
@@ -104,6 +110,47 @@ def measure_dynamo() -> dict[str, float | int]:
     }
 
 
+class Towers(nn.Module):
+    """26 towers of one layer each: 52 parameters, as a recommender's many small branches have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(26))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, 16) to (batch, 26 * 16)."""
+        return torch.cat([tower(x) for tower in self.towers], 1)
+
+
+MODELS: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(16, 16), (1, 16)),
+    "towers": (Towers, (1, 16)),
+    "lstm": (lambda: nn.LSTM(16, 16), (8, 1, 16)),
+}
+"""A small model of each kind and the shape of its input."""
+
+
+def measure_doors() -> dict[str, dict[str, float | int]]:
+    """A whole inference call of each model: through optimize(), through torch.compile, and eager."""
+    return {name: _measure_model(make().eval(), torch.randn(shape)) for name, (make, shape) in MODELS.items()}
+
+
+def _measure_model(model: nn.Module, x: torch.Tensor) -> dict[str, float | int]:
+    optimized, compiled = (
+        optimize(copy.deepcopy(model)),
+        torch.compile(copy.deepcopy(model), backend="wolong"),
+    )
+    doors = {"optimize_ns": optimized, "torch_compile_ns": compiled, "eager_ns": model}
+    with torch.no_grad():
+        for door in doors.values():
+            for _ in range(SETTLING_CALLS):
+                door(x)
+        # Turn about: a busy moment of the machine meets all of them.
+        rounds = [{key: least_ns(partial(door, x), runs=10) for key, door in doors.items()} for _ in range(5)]
+    found: dict[str, float | int] = {key: min(r[key] for r in rounds) for key in doors}
+    return {"parameters": sum(1 for _ in model.parameters())} | found
+
+
 def measure() -> dict[str, object]:
     """All of it, in nanoseconds a call."""
     team = team_size()
@@ -115,6 +162,7 @@ def measure() -> dict[str, object]:
         "one_thread": measure_call(threads=1),
         **({"cut_for_a_team": {"threads": team, **measure_call(threads=team)}} if team > 1 else {}),
         "torch_compile": measure_dynamo(),
+        **{f"call_of_{name}": found for name, found in measure_doors().items()},
     }
 
 

@@ -285,7 +285,9 @@ def find_empty_strided_cpu() -> Callable[..., torch.Tensor]:
     """
     guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
     empty = getattr(guards, "_empty_strided_cpu", None)
-    return empty or functools.partial(torch.empty_strided, device="cpu")
+    return empty or (
+        lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device="cpu")
+    )
 
 
 def fake_mode() -> Any:
