@@ -12,8 +12,9 @@ from torch import fx
 
 from wolong_fx import _torch_compat, pipeline
 from wolong_fx.capture.decompositions import decomposition_table
-from wolong_fx.capture.expand_rnn import expand_rnn_calls, why_rnn_stays_whole
+from wolong_fx.capture.expand_rnn import expand_rnn_calls, has_expansions, why_rnn_stays_whole
 from wolong_fx.capture.record import AOT_AND_COMPILE, CompiledGraph, Record
+from wolong_fx.capture.rnn import steps_rolled
 from wolong_fx.capture.settings import settings_for_tracing
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options, is_enabled
@@ -97,7 +98,11 @@ def _compile_rolled(
     compiled = len(record.graphs)
     try:
         rolled = pipeline.roll_loops(gm, example_inputs, options, record.capture)
-        return None if rolled is None else _run_aot(rolled, example_inputs, options, record)
+        has_sequences = has_expansions(gm) and "reroll" not in options.disable
+        if rolled is None and not has_sequences:
+            return None
+        with steps_rolled():
+            return _run_aot(rolled or gm, example_inputs, options, record)
     except Exception as error:
         if _torch_compat.is_control_flow_of_dynamo(error):
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -10,12 +12,24 @@ from wolong_fx import _torch_compat, backend, pipeline
 from wolong_fx.capture.decompositions import decomposition_table
 from wolong_fx.capture.expand_rnn import expand_rnn_calls
 from wolong_fx.capture.record import Record
+from wolong_fx.capture.rnn import steps_rolled
 from wolong_fx.capture.settings import settings_for_tracing
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
 from wolong_fx.testing.recurrences import CellChain, LiGRU, PeepholeLSTM, TwoStepsBack
 
 SCAN = torch.ops.higher_order.scan
+
+
+class Tracing(backend.Backend):
+    """A backend of ours, for which Dynamo traces recurrent modules, that compiles in its own way."""
+
+    def __init__(self, compile_):
+        super().__init__(Options(), Record())
+        self.compile = compile_
+
+    def __call__(self, gm, example_inputs):
+        return self.compile(gm, example_inputs)
 
 
 def traced_by_aot(model, *, is_rolled):
@@ -35,15 +49,15 @@ def traced_by_aot(model, *, is_rolled):
     def compile_(gm, inputs):
         expand_rnn_calls(gm, Ledger())
         if is_rolled:
-            gm = pipeline.roll_loops(gm, inputs, Options(), Ledger())
+            gm = pipeline.roll_loops(gm, inputs, Options(), Ledger()) or gm
         compilers = {"fw_compiler": keep, "bw_compiler": keep, "inference_compiler": keep}
-        with settings_for_tracing():
+        with settings_for_tracing(), steps_rolled() if is_rolled else nullcontext():
             return _torch_compat.run_aot_autograd(
                 gm, inputs, **compilers, decompositions=dict(decomposition_table())
             )
 
     torch._dynamo.reset()
-    return torch.compile(model, backend=compile_, dynamic=False), graphs
+    return torch.compile(model, backend=Tracing(compile_), dynamic=False), graphs
 
 
 def results_and_gradients(model, x, *, is_rolled):
@@ -85,6 +99,25 @@ def test_gradients_through_a_rolled_graph_are_those_of_the_unrolled(name):
     for theirs, ours in zip(plain, rolled, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
     assert [len(graph.graph.find_nodes(op="call_function", target=SCAN)) for graph in graphs] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_recurrent_modules_become_one_scan_a_layer_and_direction(kind):
+    torch.manual_seed(0)
+    options = {"proj_size": 2} if kind == "LSTM" else {"bias": False}
+    model = getattr(nn, kind)(3, 4, bidirectional=True, batch_first=True, **options)
+    only_output = nn.Sequential(model, First())
+    x = torch.randn(2, 5, 3)
+    plain, _ = results_and_gradients(only_output, x, is_rolled=False)
+    rolled, graphs = results_and_gradients(only_output, x, is_rolled=True)
+    for theirs, ours in zip(plain, rolled, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    assert [len(graph.graph.find_nodes(op="call_function", target=SCAN)) for graph in graphs] == [2, 2]
+
+
+class First(nn.Module):
+    def forward(self, results):
+        return results[0]
 
 
 def compile_by_us(model, x, **options):

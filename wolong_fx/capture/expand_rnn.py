@@ -47,6 +47,11 @@ def is_expansion(node: fx.Node) -> bool:
     return getattr(node.target, "__module__", None) == rnn.__name__
 
 
+def has_expansions(gm: fx.GraphModule) -> bool:
+    """True when recurrent calls of the graph, or of a body in it, have been expanded."""
+    return any(is_expansion(node) for g in graph_modules(gm) for node in g.graph.nodes)
+
+
 def graph_modules(gm: fx.GraphModule) -> list[fx.GraphModule]:
     """The graph and the bodies of its higher-order operators, such as checkpointed regions."""
     return [m for m in gm.modules() if isinstance(m, fx.GraphModule)]

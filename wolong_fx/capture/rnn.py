@@ -10,7 +10,9 @@ The recurrences are those documented at torch.nn.LSTM, GRU and RNN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -28,6 +30,20 @@ class Weights(NamedTuple):
     b_ih_G: Tensor | None = None
     b_hh_G: Tensor | None = None
     hr_HP: Tensor | None = None
+
+
+FEWEST_ROLLED = 4  # steps; fewer are written out
+_steps_are_rolled: ContextVar[bool] = ContextVar("steps_are_rolled", default=False)
+
+
+@contextmanager
+def steps_rolled() -> Iterator[None]:
+    """Inside of it, the steps of a sequence are traced as one `scan` in place of one after the other."""
+    token = _steps_are_rolled.set(True)
+    try:
+        yield
+    finally:
+        _steps_are_rolled.reset(token)
 
 
 Step = Callable[[Tensor, State, Weights], State]
@@ -92,12 +108,33 @@ def run_direction(
     kind: Recurrence, x_TBI: Tensor, state: State, w: Weights, *, reverse: bool
 ) -> tuple[Tensor, State]:
     """One layer in one direction: hidden states (T, B, P) in the order of the input, and the last state."""
-    projected = project_inputs(kind, x_TBI, w).unbind(0)
+    projected_TBG = project_inputs(kind, x_TBI, w)
+    if _steps_are_rolled.get() and len(projected_TBG) >= FEWEST_ROLLED:
+        return _scan_direction(kind, projected_TBG, state, w, reverse=reverse)
+    projected = projected_TBG.unbind(0)
     hidden = []
     for x_BG in reversed(projected) if reverse else projected:
         state = kind.step(x_BG, state, w)
         hidden.append(state[0])
     return torch.stack(hidden[::-1] if reverse else hidden), state
+
+
+def _scan_direction(
+    kind: Recurrence, x_TBG: Tensor, state: State, w: Weights, *, reverse: bool
+) -> tuple[Tensor, State]:
+    """The same as one `scan`. It wants what a step returns, and what it starts with, in memory of its own."""
+
+    def step(*given: Tensor) -> list[Tensor]:
+        carried, x_BG, tensors = given[: len(state)], given[len(state)], given[len(state) + 1 :]
+        following = kind.step(x_BG, carried, w._replace(**dict(zip(weights, tensors, strict=True))))
+        return [t.clone() for t in (*following, following[0])]
+
+    initial = [t.clone(memory_format=torch.contiguous_format) for t in state]
+    weights = {name: t for name, t in w._asdict().items() if t is not None}
+    *last, hidden_TBP = torch.ops.higher_order.scan(
+        step, initial, [x_TBG.flip(0) if reverse else x_TBG], list(weights.values())
+    )
+    return hidden_TBP.flip(0) if reverse else hidden_TBP, tuple(last)
 
 
 def run_layers(
