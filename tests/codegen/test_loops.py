@@ -13,6 +13,7 @@ from wolong_fx.codegen.cpp import pack_operands
 from wolong_fx.codegen.reference.machine import run_program
 from wolong_fx.codegen.targets import ReferenceTarget
 from wolong_fx.errors import InvalidProgram, ProgramFault, RaceFound
+from wolong_fx.ir.expr import Load, Reduce, walk
 from wolong_fx.ir.happens_before import check_races
 from wolong_fx.ir.program import Loop, Stage
 from wolong_fx.ir.text import print_program
@@ -190,6 +191,24 @@ def test_weights_that_trips_stream_are_packed_once_before_the_loop():
     written = {b for stage in loop_of(program).body for op in stage.ops for b in op.writes()}
     assert not written & set(packed)
     check(case, run_program(program, list(case.inputs), seed=3))
+
+
+def test_a_sum_over_steps_and_rows_walks_backwards_without_divisions():
+    def weight_gradient(x, y):
+        return (x.flip(0).reshape(-1, 4).t() @ y.reshape(-1, 5),)
+
+    case = LoopCase(weight_gradient, (torch.randn(6, 3, 4), torch.randn(6, 3, 5)))
+    program = program_of(case)
+    (reduce,) = [e for op in program.ops() for e in op.expressions() if isinstance(e, Reduce)]
+    assert [v.extent for v in reduce.over] == [6, 3]
+    assert not any(
+        i.uses_nested(v)
+        for load in walk([reduce])
+        if isinstance(load, Load)
+        for i in load.access.affine
+        for v in reduce.over
+    )
+    check(case, run_program(program, list(case.inputs), seed=0))
 
 
 def test_programs_of_few_and_many_steps_differ_only_in_the_number_of_trips():

@@ -24,6 +24,7 @@ from wolong_fx.codegen.plan_memory import plan_memory
 from wolong_fx.codegen.schedule_ops import ChooseTile, drop_empty_stages, schedule_ops
 from wolong_fx.codegen.split_ops import split_ops
 from wolong_fx.codegen.split_prepare import Preparation, PrepareSplitter
+from wolong_fx.codegen.split_reductions import split_reductions
 from wolong_fx.codegen.targets import Target, find_target
 from wolong_fx.ir.happens_before import check_races, remove_redundant_barriers
 from wolong_fx.ir.program import Program
@@ -43,6 +44,11 @@ def _order_all(ops: list[Element], _ledger: Ledger) -> list[Element]:
 def _collapse_all(ops: list[Element], _ledger: Ledger) -> list[Element]:
     """Neighbouring dimensions that every access walks through as one become one."""
     return map_ops(ops, collapse_dims)
+
+
+def _split_all(ops: list[Element], _ledger: Ledger) -> list[Element]:
+    """A reduction over two dimensions seen as one runs over both, where that makes every read regular."""
+    return map_ops(ops, split_reductions)
 
 
 SPLIT = "split-prepare"
@@ -71,6 +77,7 @@ AFTER_SPLIT: tuple[tuple[str, Step], ...] = (
     ("batch-ops", in_every_scope(batch_ops)),
     ("order-dims", _order_all),
     ("collapse-dims", _collapse_all),
+    ("split-reductions", _split_all),
 )
 """What happens to the operators of each of them, up to scheduling."""
 
