@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._higher_order_ops.scan import scan
 
 from wolong_fx import _torch_compat
 from wolong_fx.backend import partition_joint_graph
@@ -28,8 +29,6 @@ class Recurrence(torch.nn.Module):
         self.w, self.u = (torch.nn.Parameter(torch.randn(WIDTH, WIDTH).double() / 3) for _ in range(2))
 
     def forward(self, x):
-        scan = pytest.importorskip("torch._higher_order_ops.scan").scan
-
         def step(h, x):
             h = torch.tanh(x @ self.w + h @ self.u)
             return h, h.clone()

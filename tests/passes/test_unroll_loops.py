@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
-from wolong_fx.passes.loops.scan import is_scan, scans_in
+from wolong_fx.passes.loops.scan import SCAN, is_scan, scans_in
 from wolong_fx.passes.manager import PassManager
 from wolong_fx.passes.unroll_loops import UnrollLoops
 from wolong_fx.testing.graphs import GraphBuilder, aten, has_same_bits, trace_graph
@@ -37,18 +36,16 @@ def test_an_unrolled_loop_computes_the_same_bits(seed, trips):
 
 
 def test_a_loop_in_a_loop_is_unrolled_with_it():
-    scan = pytest.importorskip("torch._higher_order_ops.scan").scan
+    def inner(state, element, w):
+        state = torch.tanh(state @ w + element)
+        return [state, state.clone()]
+
+    def outer(carry, row, w):
+        last, seen = SCAN(inner, (carry,), (row,), (w,))
+        return [last, seen.sum(0)]
 
     def model(x, w):
-        def outer(carry, row):
-            def inner(state, element):
-                state = torch.tanh(state @ w + element)
-                return state, state.clone()
-
-            last, seen = scan(inner, carry, row)
-            return last, seen.sum(0)
-
-        return scan(outer, x[0, 0] * 0, x)
+        return SCAN(outer, (x[0, 0] * 0,), (x,), (w,))
 
     x, w = torch.randn(3, 4, 2, 5), torch.randn(5, 5)
     graph_module = trace_graph(model, x, w)
