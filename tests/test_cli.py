@@ -41,6 +41,15 @@ def test_options_as_json_carries_the_whole_table(capsys):
     assert rows == json.loads(json.dumps([row._asdict() for row in option_table()]))
 
 
+def test_calibrate_shows_and_keeps_what_it_measured(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("WOLONG_CACHE_DIR", str(tmp_path))
+    assert main(["calibrate", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert json.loads(Path(said["file"]).read_text())["costs"] == said["costs"]
+    assert main(["calibrate"]) == 0
+    assert f"kept in {said['file']}" in capsys.readouterr().out
+
+
 def test_passes_shows_every_step_in_order_with_what_it_does(capsys):
     from wolong_fx.pipeline import step_names
 

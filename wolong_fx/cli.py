@@ -28,7 +28,18 @@ examples:
   wolong passes                     what is done to a graph, in order, and what is switched off
   wolong cache info                 where kernels are kept, how many, how large
   wolong cache prune --max-mb 500   delete the kernels used longest ago until 500 MB are left
+  wolong calibrate                  measure what work costs here, for choices that depend on it
   wolong bench lstm80               what each idea is worth on an LSTM of 80 steps, as bars
+"""
+
+_CALIBRATE_EXAMPLES = """\
+Takes less than two seconds, best while nothing else runs. Models compiled from then on are planned by what
+was measured, others by what is usual. Once for a machine, and once for each number of threads used on it.
+
+examples:
+  wolong calibrate                       measure, show, keep
+  wolong calibrate --json | jq .costs    the same, for programs
+  WOLONG_THREADS=1 wolong calibrate      for models that run on one thread
 """
 
 _BENCH_EXAMPLES = """\
@@ -80,6 +91,15 @@ def build_parser() -> argparse.ArgumentParser:
     prune.add_argument("--max-mb", metavar="N", help="a cap of N MB instead of the option cache_size_mb")
     prune.set_defaults(run=prune_cache)
     actions.add_parser("clear", help="delete every kernel").set_defaults(run=clear_cache)
+
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure what work costs on this machine, and keep it",
+        epilog=_CALIBRATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    calibrate.add_argument("--json", action="store_true", help="print one JSON object")
+    calibrate.set_defaults(run=calibrate_machine)
 
     bench = commands.add_parser("bench", help="measure what this machine gives")
     _add_lstm80(bench.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK"))
@@ -157,6 +177,18 @@ def prune_cache(arguments: argparse.Namespace) -> None:
 def clear_cache(arguments: argparse.Namespace) -> None:
     """Delete every kernel."""
     print(f"{_cache().clear()} kernels deleted")
+
+
+def calibrate_machine(arguments: argparse.Namespace) -> None:
+    """Measure what work costs here, and keep it."""
+    from wolong_fx.runtime.calibrate import calibrate
+
+    costs, path = calibrate(Options.of())
+    if arguments.json:
+        print(json.dumps({"file": str(path), "costs": costs.as_json()}, indent=2))
+        return
+    _print_table(("cost", "measured"), [(name, f"{value:g}") for name, value in costs.as_json().items()])
+    print(f"kept in {path}")
 
 
 def bench_lstm80(arguments: argparse.Namespace) -> None:

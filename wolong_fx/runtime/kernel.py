@@ -179,13 +179,13 @@ def _load_library(image: KernelImage, key: str, options: Options) -> ctypes.CDLL
         raise KernelNotLoadable(kernel=image.name, because=error) from error
     if found != ABI_VERSION:
         raise WrongKernelAbi(kernel=image.name, found=found, expected=ABI_VERSION)
-    library.wolong_init(ctypes.byref(_host()))
+    library.wolong_init(ctypes.byref(kernel_host()))
     library.wolong_run.restype = ctypes.c_long
     return library
 
 
 @cache
-def _host() -> WolongHost:
+def kernel_host() -> WolongHost:
     """The one host structure; kernels keep pointers to it."""
     openmp = find_openmp()
     libc = ctypes.CDLL(None)
