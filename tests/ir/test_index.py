@@ -68,6 +68,9 @@ def test_splitting_a_flat_index_and_joining_it_again_leaves_it(shape, data):
         (Index.of(VARIABLES[2]) // 3 * 3 + Index.of(VARIABLES[2]) % 3, "c"),
         (Index.of(VARIABLES[2]) // 2 // 3, "(c)//6"),
         (Index.of(VARIABLES[2]) % 6 // 2, "((c)//2)%3"),
+        ((Index.of(VARIABLES[0]) * 4 + VARIABLES[1]) // 8, "(a)//2"),
+        ((Index.of(VARIABLES[0]) * 4 + VARIABLES[1] + 8) % 24, "4*(a + 2)%6 + b"),
+        (Index.of(VARIABLES[0]) * 4 % 8, "4*(a)%2"),
         (Index.of(Var("one", 1)), "0"),
     ],
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 from typing import Any, Union
 
 
@@ -100,6 +101,8 @@ class Index:
         low, high = rest.bounds()
         if low // by == high // by:
             return whole + low // by
+        if (steps := rest._steps(by)) is not None:
+            return whole + steps.of // (by // steps.size)
         return whole + _atom(_quotient(rest, by))
 
     def __mod__(self, by: int) -> Index:
@@ -107,6 +110,8 @@ class Index:
         low, high = rest.bounds()
         if low // by == high // by:
             return rest - low // by * by
+        if (steps := rest._steps(by)) is not None:
+            return steps.of % (by // steps.size) * steps.size + steps.inside
         return _atom(_remainder(rest, by))
 
     def _split(self, by: int) -> tuple[Index, Index]:
@@ -115,6 +120,18 @@ class Index:
         whole = Index(self.constant // by, tuple((a, c // by) for a, c in self.terms if c % by == 0))
         rest = Index(self.constant % by, tuple((a, c) for a, c in self.terms if c % by))
         return whole, rest
+
+    def _steps(self, by: int) -> _Steps | None:
+        """The largest steps that this index goes in which divide `by`: of 16*b + j, j < 16, those of 16.
+
+        What is inside a step has no part in the quotient, so lanes of one vector share it.
+        """
+        for size in sorted({gcd(by, c) for _, c in self.terms} - {1}, reverse=True):
+            of, inside = self._split(size)
+            low, high = inside.bounds()
+            if low >= 0 and high < size:
+                return _Steps(size, of, inside)
+        return None
 
     @property
     def is_constant(self) -> bool:
@@ -169,6 +186,15 @@ class Index:
         if self.constant or not parts:
             parts.append(str(self.constant))
         return " + ".join(parts)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """An index as `size * of + inside`, where `inside` lies in [0, size)."""
+
+    size: int
+    of: Index
+    inside: Index
 
 
 def linear(coordinates: Iterable[IndexLike], strides: Iterable[int]) -> Index:
