@@ -49,6 +49,11 @@ class Analysis:
         return [n for n in self.nodes if isinstance(n, Reduce) and not self.free[id(n)] & self.bound]
 
     @cached_property
+    def loads_at_points(self) -> list[Load]:
+        """Those that stand outside of every reduction."""
+        return [n for n in self.nodes if isinstance(n, Load) and not self.free[id(n)] & self.bound]
+
+    @cached_property
     def lane(self) -> Dim | None:
         """The dimension that vectors run along, if there is one."""
         if not self.op.dims or self.op.dims[-1].sequential or self.op.dims[-1].extent <= 1:

@@ -84,6 +84,10 @@ class MemoryText:
         other = 0 if node.fill is None else node.fill
         return self._guarded(value, ok, const_text(other, kind), ctx, lazy=not ok.is_vector, raw=text)
 
+    def address(self, load: Load, ctx: Context) -> str:
+        """Where an affine load finds its first lane."""
+        return self._place(load.access, (), ctx).address
+
     def _from_memory(
         self, text: str, kind: DType, needs: frozenset[Var], is_vector: bool, ctx: Context
     ) -> Value:
@@ -241,18 +245,16 @@ class _Place:
 
     def vector_load(self, ragged: Active | None) -> str:
         if self.stride == 1:
-            return f"load({self._address}{f', {ragged.text}' if ragged else ''})"
-        return f"load_strided({self._address}, {self.stride}{f', {ragged.text}' if ragged else ''})"
+            return f"load({self.address}{f', {ragged.text}' if ragged else ''})"
+        return f"load_strided({self.address}, {self.stride}{f', {ragged.text}' if ragged else ''})"
 
     def vector_store(self, value: str, ragged: Active | None) -> str:
         if self.stride == 1:
-            return f"store({self._address}, {value}{f', {ragged.text}' if ragged else ''});"
-        return (
-            f"store_strided({self._address}, {self.stride}, {value}{f', {ragged.text}' if ragged else ''});"
-        )
+            return f"store({self.address}, {value}{f', {ragged.text}' if ragged else ''});"
+        return f"store_strided({self.address}, {self.stride}, {value}{f', {ragged.text}' if ragged else ''});"
 
     @property
-    def _address(self) -> str:
+    def address(self) -> str:
         return self.pointer if self.offset == "0" else f"{self.pointer} + {self.offset}"
 
 

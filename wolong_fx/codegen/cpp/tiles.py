@@ -24,8 +24,8 @@ TRANSPOSED_ROWS = 64
 BLOCK_CYCLES = 6000.0
 """Work of a virtual block, where there is enough: well above the cost of finding the next one (about 20)."""
 
-_HEAVY = frozenset("exp exp2 expm1 log log2 log10 log1p sigmoid tanh erf".split())
-_LIBM = frozenset("erfc sin cos tan asin acos atan sinh cosh asinh acosh atanh lgamma".split())
+SPECIAL = frozenset("exp exp2 expm1 log log2 log10 log1p sigmoid tanh erf".split())
+LIBM = frozenset("erfc sin cos tan asin acos atan sinh cosh asinh acosh atanh lgamma".split())
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,10 @@ class Planner:
 
     def groups(self) -> list[list[Reduce]]:
         """Reductions that run in one loop: of one shape, none needing another's result."""
-        found: dict[object, list[list[Reduce]]] = {}
+        alike: dict[object, list[Reduce]] = {}
         for r in self.analysis.reductions:
-            groups = found.setdefault(self._shape(r), [[]])
-            if len(groups[-1]) == GROUP:
-                groups.append([])
-            groups[-1].append(r)
-        return [g for groups in found.values() for g in groups]
+            alike.setdefault(self._shape(r), []).append(r)
+        return [group for some in alike.values() for group in _in_even_groups(some)]
 
     def _shape(self, reduce: Reduce) -> object:
         dims = frozenset(i for i, d in enumerate(self.op.dims) if self.analysis.depends(reduce, d.var))
@@ -296,8 +293,14 @@ def _weight(planner: Planner, node: Expr) -> float:
     if isinstance(node, Reduce):
         return 1.0
     if isinstance(node, Unary | Binary):
-        return 12.0 if node.op in _HEAVY else 20.0 * planner.lanes if node.op in _LIBM else 0.5
+        return 12.0 if node.op in SPECIAL else 20.0 * planner.lanes if node.op in LIBM else 0.5
     return 0.5
+
+
+def _in_even_groups(reductions: Sequence[Reduce]) -> list[list[Reduce]]:
+    """At most GROUP each: of six, three and three, which need one width of panel, not four and two."""
+    size = _even(len(reductions), GROUP)
+    return [list(reductions[i : i + size]) for i in range(0, len(reductions), size)]
 
 
 def _even(points: int, most: int) -> int:
