@@ -485,6 +485,165 @@ def test_every_result_is_new(subject):
     assert subject.check(x) == 0
 
 
+# ---- models that write in place
+
+
+class Decoder(nn.Module):
+    """Writes a row of a cache and counts; both are read again at the next call."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(8, 4))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x, position):
+        self.cache[position] = x.sin()
+        self.count.add_(1)
+        return (self.cache * x).sum(0) + self.count
+
+
+def row(i):
+    return torch.linspace(-1, 1, 4) + i, torch.tensor([i])
+
+
+@pytest.fixture
+def decoder():
+    with torch.no_grad():
+        yield Watched(Decoder()).warm(*row(0)), Decoder()
+
+
+def check_state(ours, eager, calls=4):
+    """Calls both as often and compares results and states; returns how many of ours went through Dynamo."""
+    eager.load_state_dict(ours.model.state_dict())
+    before = ours.slow_calls
+    for i in range(calls):
+        torch.testing.assert_close(ours.model(*row(i)), eager(*row(i)))
+        torch.testing.assert_close(ours.model.state_dict(), eager.state_dict())
+    return ours.slow_calls - before
+
+
+def test_what_a_call_writes_is_what_eager_writes(decoder):
+    assert check_state(*decoder) == 0
+
+
+def test_each_write_moves_the_version_counter_of_what_is_written(decoder):
+    model = decoder[0].model
+    x, position = row(1)
+    before = model.cache._version, model.count._version, x._version, position._version
+    model(x, position)
+    after = model.cache._version, model.count._version, x._version, position._version
+    assert after == (before[0] + 1, before[1] + 1, *before[2:])
+
+
+def test_a_backward_through_a_value_that_was_overwritten_is_refused_as_in_eager(decoder):
+    model, weight = decoder[0].model, torch.ones(8, 4, requires_grad=True)
+    with torch.enable_grad():
+        total = (weight * model.cache).sum()
+    assert check_state(*decoder) == 0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+def test_an_argument_in_the_memory_that_is_written_goes_through_dynamo(decoder):
+    ours, eager = decoder
+    for model in (ours.model, eager):
+        model.cache.copy_(torch.rand(8, 4, generator=torch.Generator().manual_seed(0)))
+    before = ours.slow_calls
+    position = torch.tensor([2])
+    torch.testing.assert_close(ours.model(ours.model.cache[2], position), eager(eager.cache[2], position) + 3)
+    assert ours.slow_calls > before
+
+
+def test_a_cache_that_moves_is_written_where_it_is(decoder):
+    ours, eager = decoder
+    ours.model.cache.data = torch.rand(8, 4)
+    assert 0 < check_state(ours, eager) < 4
+    assert check_state(ours, eager) == 0
+
+
+def test_caches_that_come_to_share_memory_go_through_dynamo():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ("a", "b"):
+                self.register_buffer(name, torch.ones(4))
+
+        def forward(self, x):
+            self.a.mul_(x)
+            return self.b.sin() + self.a
+
+    with torch.no_grad():
+        ours = Watched(Two()).warm(torch.ones(4))
+        assert ours.check(torch.ones(4)) == 0
+        ours.model.a.data = ours.model.b.data
+        before = ours.slow_calls
+        ours.model(torch.ones(4))
+        assert ours.slow_calls > before
+
+
+@torch.no_grad()
+def test_an_argument_may_be_written():
+    ours = Watched(Writes()).warm(torch.ones(3))
+    given = torch.zeros(3)
+    version = given._version
+    assert ours.model(given).tolist() == [3.0] * 3
+    assert (given.tolist(), given._version - version, ours.slow_calls) == ([1.0] * 3, 1, 0)
+
+
+# ---- models that no kernel serves
+
+
+def test_a_model_without_a_kernel_is_called_as_it_is_without_dynamo():
+    with torch.no_grad():
+        ours = Watched(nn.Linear(4, 4)).warm(x)
+        assert ours.check(x) == 0
+        assert "no kernel comes of it" in str(wolong_fx.stats(ours.model))
+
+
+def test_other_inputs_and_modes_of_a_model_without_a_kernel_are_seen():
+    class Sometimes(nn.Module):
+        def forward(self, x):
+            return x.relu() if len(x) == 2 else x.sin().cos() * x
+
+    with torch.no_grad():
+        ours = Watched(Sometimes()).warm(x)
+        assert ours.check(x) == 0
+        assert 0 < ours.check(torch.rand(3, 4)) < 4
+        assert ours.check(x) == ours.check(torch.rand(3, 4)) == 0
+    assert sum(graph.kernels for graph in api._find_marker(ours.model).compilation.record.graphs) == 1
+    given = torch.rand(2, 4, requires_grad=True)
+    ours.model(given).sum().backward()
+    assert given.grad is not None
+
+
+def test_a_change_of_a_model_without_a_kernel_may_bring_one():
+    with torch.no_grad():
+        ours = Watched(nn.Sequential(nn.Linear(4, 4))).warm(x)
+        assert ours.check(x) == 0
+        ours.model.append(nn.Tanh())
+        assert ours.check(x) > 0
+        assert sum(graph.kernels for graph in api._find_marker(ours.model).compilation.record.graphs) == 1
+
+
+def test_a_model_that_dynamo_skips_is_called_as_it_is(caplog):
+    class Skipped(nn.Module):
+        @torch.compiler.disable
+        def forward(self, x):
+            return x * 2
+
+    with torch.no_grad():
+        ours = Watched(Skipped()).warm(x)
+        assert ours.check(x) == 0
+    assert "runs eagerly" in caplog.text
+
+
+def test_a_model_of_hundreds_of_tensors_does_without_dynamo():
+    with torch.no_grad():
+        layers = [nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in range(70)]
+        ours = Watched(nn.Sequential(*layers, nn.Tanh()).eval()).warm(x)
+        assert ours.check(x) == 0
+
+
 # ---- the promises of a call
 
 

@@ -93,6 +93,20 @@ def forget_static_inputs(
             described.pop("_dynamo_static_input_type", None)
 
 
+def copy_dynamo_facts(given: fx.GraphModule, made: fx.GraphModule) -> None:
+    """Let AOTAutograd know of a graph what Dynamo noted about the one that it was made from. 2.11, 2.13.
+
+    Where inputs come from and which of them stay between calls. Both graphs have the same inputs.
+    """
+    made.meta = dict(given.meta)
+    if hasattr(given, "_param_name_to_source"):
+        made._param_name_to_source = given._param_name_to_source
+    inputs = (gm.graph.find_nodes(op="placeholder") for gm in (given, made))
+    for old, new in zip(*inputs, strict=True):
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source
+
+
 def _source_name(source: Any) -> str:
     name = getattr(source, "name", "")  # a method until 2.11
     return str(name() if callable(name) else name)
@@ -398,20 +412,32 @@ def compile_id() -> str:
     return str(CompileContext.current_compile_id() or "")
 
 
-def has_plain_results() -> bool:
-    """Whether the graph that AOTAutograd compiles now writes no input and returns no alias. 2.11, 2.13.
+def find_written_inputs() -> tuple[int, ...] | None:
+    """Positions of the inputs that the graph which AOTAutograd compiles now writes itself. 2.13.
 
-    Otherwise its wrapper does something after the graph ran. False where that is not known.
+    Before a call its wrapper moves their version counters, and that is all it does. None where it does more
+    (returns aliases, writes inputs after the graph ran, writes what autograd is not to see) or is not known.
     """
     from torch._guards import TracingContext
 
     metadata = getattr(TracingContext.try_get(), "fw_metadata", None)
     outputs = getattr(metadata, "output_info", None)
     if metadata is None or outputs is None or getattr(metadata, "tokens", True):
-        return False
+        return None
     kinds = {output.output_type.name for output in outputs}
-    writes = any(given.mutates_data or given.mutates_metadata for given in metadata.input_info)
-    return not writes and kinds <= {"non_alias", "unsafe_view_alias"}
+    if not kinds <= {"non_alias", "unsafe_view_alias"} or not all(
+        map(_is_left_or_written, metadata.input_info)
+    ):
+        return None
+    return tuple(i for i, given in enumerate(metadata.input_info) if given.mutates_data)
+
+
+def _is_left_or_written(given: Any) -> bool:
+    """Whether a graph only reads this input, or writes its data itself for all to see."""
+    if not given.mutates_data and not given.mutates_metadata:
+        return True
+    is_in_graph = given.mutation_type.name == "MUTATED_IN_GRAPH"
+    return is_in_graph and not given.mutates_metadata and not given.mutations_hidden_from_autograd
 
 
 @dataclass(frozen=True)
@@ -440,9 +466,9 @@ def forget_code(function: types.FunctionType) -> None:
 
 
 _READS = frozenset(
-    "RESUME NOP CACHE COPY_FREE_VARS PUSH_NULL POP_TOP COPY SWAP LOAD_CONST LOAD_FAST LOAD_FAST_CHECK "
-    "LOAD_DEREF LOAD_GLOBAL LOAD_ATTR BINARY_SUBSCR STORE_FAST DELETE_FAST UNPACK_SEQUENCE PRECALL CALL "
-    "KW_NAMES BUILD_TUPLE BUILD_LIST BUILD_MAP BUILD_CONST_KEY_MAP LIST_EXTEND RETURN_VALUE "
+    "RESUME NOP CACHE EXTENDED_ARG COPY_FREE_VARS PUSH_NULL POP_TOP COPY SWAP LOAD_CONST LOAD_FAST "
+    "LOAD_FAST_CHECK LOAD_DEREF LOAD_GLOBAL LOAD_ATTR BINARY_SUBSCR STORE_FAST DELETE_FAST UNPACK_SEQUENCE "
+    "PRECALL CALL KW_NAMES BUILD_TUPLE BUILD_LIST BUILD_MAP BUILD_CONST_KEY_MAP LIST_EXTEND RETURN_VALUE "
     "RETURN_CONST".split()
 )
 """Instructions that leave everything but the function's own values as it is, calls excepted."""

@@ -122,7 +122,7 @@ class Compilation:
             self.record.note_graph_breaks(_torch_compat.graph_breaks()[known:])
         if not self.record.graphs:
             self._warn_once(self._why_never_compiled())
-        elif self._thin is not None and not self._is_eager:
+        if self._thin is not None and not self._is_eager:
             self._install(self._thin.open(self.compiled, find_direct_call(self.options), self.record.capture))
         return result
 

@@ -23,9 +23,6 @@ from wolong_fx.runtime import is_watchable
 
 logger = logging.getLogger("wolong_fx")
 
-# Loops are rolled before AOTAutograd. Off until kernels of rolled graphs are as fast as of unrolled ones.
-ROLLS_LOOPS = False
-
 # What came in through torch.compile(backend="wolong"), which does not say for which model it calls.
 torch_compile_record = Record()
 
@@ -76,7 +73,7 @@ def compile_dynamo_graph(
     _torch_compat.forget_static_inputs(gm, example_inputs, is_weight)
     restore = expand_rnn_calls(gm, record.capture)
     try:
-        rolled = _compile_rolled(gm, example_inputs, options, record) if ROLLS_LOOPS else None
+        rolled = _compile_rolled(gm, example_inputs, options, record)
         return rolled or _run_aot(gm, example_inputs, options, record)
     except Exception as error:
         restore()
@@ -184,8 +181,8 @@ def _compile_aten_graph(
         )
     launches = getattr(compiled, "launches", 0)
     if record.watch is not None and role == "inference":
-        about = {"compilation": _torch_compat.compile_id(), "is_plain": _torch_compat.has_plain_results()}
-        compiled = record.watch.over(compiled, **about)
+        compilation, written = _torch_compat.compile_id(), _torch_compat.find_written_inputs()
+        compiled = record.watch.over(compiled, compilation=compilation, written=written, launches=launches)
     # On the object: AOTAutograd wraps a backward by functools.wraps, which copies no attribute of a class.
     compiled._boxed_call = True  # type: ignore[attr-defined]
     record.graphs.append(CompiledGraph(role, _torch_compat.current_frame(), launches, ledger))

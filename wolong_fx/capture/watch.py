@@ -15,12 +15,15 @@ class GraphCall:
     """One call of a compiled graph: `run` took `inputs` and returned `outputs`.
 
     compilation: Dynamo's name of the compilation that the graph comes from
-    is_plain: AOTAutograd's wrapper does nothing after the call: no input is written, no result is an alias
+    written: positions of the inputs that it writes; AOTAutograd's wrapper, which otherwise does nothing,
+        moves their version counters before the call. None: the wrapper does more.
+    launches: kernels a call
     """
 
     run: BoxedCallable
     compilation: str
-    is_plain: bool
+    written: tuple[int, ...] | None
+    launches: int
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
 
@@ -41,7 +44,9 @@ class Watch:
         finally:
             self.calls = None
 
-    def over(self, run: BoxedCallable, *, compilation: str, is_plain: bool) -> BoxedCallable:
+    def over(
+        self, run: BoxedCallable, *, compilation: str, written: tuple[int, ...] | None, launches: int
+    ) -> BoxedCallable:
         """`run`, watched."""
 
         def watched(inputs: list[Any]) -> Sequence[Any]:
@@ -50,7 +55,7 @@ class Watch:
                 return run(inputs)
             given = tuple(inputs)
             outputs = run(inputs)
-            calls.append(GraphCall(run, compilation, is_plain, given, tuple(outputs)))
+            calls.append(GraphCall(run, compilation, written, launches, given, tuple(outputs)))
             return outputs
 
         return watched

@@ -221,9 +221,15 @@ struct PinnedDict {
   uint64_t version;
 };
 
+const void* memory_of(PyObject* object) {
+  const at::TensorBase& tensor = tensor_in(object);
+  return tensor.has_storage() ? tensor.storage().unsafeGetStorageImpl() : nullptr;
+}
+
 struct PinnedTensor {
   PyObject* tensor;
   Metadata metadata;
+  const void* memory;
 };
 
 struct Situation {
@@ -233,8 +239,10 @@ struct Situation {
   std::vector<PinnedModule> modules;
   std::vector<PinnedDict> dicts;
   std::vector<PinnedTensor> tensors;
-  std::vector<PyObject*> inputs;  // of the function: a pinned tensor, or null for the next entry of slots
+  std::vector<PyObject*> inputs;  // of the function: a pinned tensor, or null for one of the call, in `slots`
   std::vector<Py_ssize_t> slots;
+  std::vector<size_t> given, all;  // which inputs are of the call, and every one
+  std::vector<size_t> written;     // which inputs the function writes
 
   Situation(PyObject* arguments, PyObject* result) : arguments(arguments), result(result) {}
 
@@ -250,8 +258,10 @@ struct Situation {
   }
 
   bool has_weights() const {
-    for (const auto& pin : tensors)
+    for (const auto& pin : tensors) {
       if (!pin.metadata.is_of(pin.tensor)) return false;
+      if (!written.empty() && memory_of(pin.tensor) != pin.memory) return false;
+    }
     return true;
   }
 
@@ -265,12 +275,27 @@ struct Situation {
     return !is_known;
   }
 
-  PyObject* input_list(const Tensors& given) const {
+  PyObject* input(size_t i, const Tensors& found) const { return inputs[i] ? inputs[i] : found[slots[i]]; }
+
+  // Whether what is written lies in memory that no other input is in: the function was made for that. Pinned
+  // tensors did not share what is written when they were pinned, and are where they were.
+  bool is_written_apart(const Tensors& found) const {
+    for (size_t w : written)
+      for (size_t i : inputs[w] ? given : all)
+        if (i != w && memory_of(input(i, found)) == memory_of(input(w, found))) return false;
+    return true;
+  }
+
+  PyObject* input_list(const Tensors& found) const {
     PyObject* list = PyList_New(static_cast<Py_ssize_t>(inputs.size()));
     if (!list) return nullptr;
-    for (size_t i = 0; i < inputs.size(); ++i)
-      PyList_SET_ITEM(list, i, Py_NewRef(inputs[i] ? inputs[i] : given[slots[i]]));
+    for (size_t i = 0; i < inputs.size(); ++i) PyList_SET_ITEM(list, i, Py_NewRef(input(i, found)));
     return list;
+  }
+
+  // As eager's operators do: what was saved for a backward, or kept until it changes, is seen to be stale.
+  void bump_versions(PyObject* list) const {
+    for (size_t w : written) tensor_in(PyList_GET_ITEM(list, w)).unsafeGetTensorImpl()->bump_version();
   }
 };
 
@@ -280,11 +305,16 @@ struct Entry {
   Situation* situation;
 };
 
-enum Held { ARGUMENTS, RESULT, WANTED, MODULES, DICTS, TENSORS, INPUTS, GUARD, SCOPE, FUNCTION, HELD };
+// Without inputs (None) the function is the model itself: it takes the call's arguments, and needs no guard.
+enum Held { ARGUMENTS, WANTED, MODULES, DICTS, FUNCTION, RESULT, TENSORS, INPUTS, WRITTEN, GUARD, SCOPE, HELD };
+
+PyObject* held_by(Entry* entry, Held which) { return PyTuple_GET_ITEM(entry->held, which); }
+
 
 enum Verdict { HOLDS, OTHER, STALE, FAILED };
 
-// Whether the situation is what it was. STALE: it never will be again. HOLDS: `inputs` is the function's list.
+// Whether the situation is what it was. STALE: it never will be again. HOLDS: `inputs` is the function's list,
+// or stays null.
 Verdict check(Entry* entry, PyObject* args, PyObject* kwargs, PyObject** inputs) {
   const Situation& situation = *entry->situation;
   if (!(situation.modes == Modes::now())) return OTHER;
@@ -292,10 +322,12 @@ Verdict check(Entry* entry, PyObject* args, PyObject* kwargs, PyObject** inputs)
   if (!matches(situation.arguments.parts[0], args, situation.wanted, given)) return OTHER;
   if (!matches(situation.arguments.parts[1], kwargs, situation.wanted, given)) return OTHER;
   if (!situation.has_model()) return STALE;
+  if (held_by(entry, INPUTS) == Py_None) return HOLDS;
   if (!situation.has_weights() || !situation.are_different(given)) return OTHER;
+  if (!situation.is_written_apart(given)) return OTHER;
   Ref list(situation.input_list(given));  // owns the inputs before any Python code may run
   if (!list.get()) return FAILED;
-  Ref verdict(PyObject_CallOneArg(PyTuple_GET_ITEM(entry->held, GUARD), PyTuple_GET_ITEM(entry->held, SCOPE)));
+  Ref verdict(PyObject_CallOneArg(held_by(entry, GUARD), held_by(entry, SCOPE)));
   if (!verdict.get()) {  // a guard that cannot look any more, say at a deleted global: Dynamo will say
     if (!PyErr_ExceptionMatches(PyExc_Exception)) return FAILED;
     PyErr_Clear();
@@ -316,7 +348,13 @@ Verdict check_safely(Entry* entry, PyObject* args, PyObject* kwargs, PyObject** 
 }
 
 PyObject* run(Entry* entry, PyObject* inputs) {
-  Ref outputs(PyObject_CallOneArg(PyTuple_GET_ITEM(entry->held, FUNCTION), inputs));
+  try {
+    entry->situation->bump_versions(inputs);
+  } catch (const std::exception& error) {  // a tensor of inference mode outside of it
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+  Ref outputs(PyObject_CallOneArg(held_by(entry, FUNCTION), inputs));
   if (!outputs.get()) return nullptr;
   Ref sequence(PySequence_Fast(outputs.get(), "a compiled graph returned no sequence"));
   return sequence.get() ? built(entry->situation->result, sequence.get()) : nullptr;
@@ -325,6 +363,7 @@ PyObject* run(Entry* entry, PyObject* inputs) {
 void fill(Situation& situation, PyObject* held) {
   auto list = [held](Held which) { return PyTuple_GET_ITEM(held, which); };
   auto each = [list](Held which, auto&& add) {
+    if (list(which) == Py_None) return;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(list(which)); ++i) add(PyTuple_GET_ITEM(list(which), i));
   };
   each(WANTED, [&](PyObject* tensor) { situation.wanted.emplace_back(tensor); });
@@ -333,12 +372,15 @@ void fill(Situation& situation, PyObject* held) {
     situation.modules.push_back({module, Py_TYPE(module), dict ? *dict : nullptr});
   });
   each(DICTS, [&](PyObject* dict) { situation.dicts.push_back({dict, version_of(dict)}); });
-  each(TENSORS, [&](PyObject* tensor) { situation.tensors.push_back({tensor, Metadata(tensor)}); });
+  each(TENSORS, [&](PyObject* tensor) { situation.tensors.push_back({tensor, Metadata(tensor), memory_of(tensor)}); });
   each(INPUTS, [&](PyObject* input) {
     const bool is_slot = PyLong_CheckExact(input);
+    if (is_slot) situation.given.push_back(situation.inputs.size());
+    situation.all.push_back(situation.inputs.size());
     situation.inputs.push_back(is_slot ? nullptr : input);
     situation.slots.push_back(is_slot ? PyLong_AsSsize_t(input) : 0);
   });
+  each(WRITTEN, [&](PyObject* position) { situation.written.push_back(PyLong_AsSize_t(position)); });
 }
 
 // What an entry keeps alive: all but the tensors that a call was given.
@@ -351,14 +393,16 @@ PyObject* args_without_tensors(PyObject* args) {
 
 PyObject* Entry_new(PyTypeObject* type, PyObject* args, PyObject*) {
   if (PyTuple_GET_SIZE(args) != HELD || tensor_offset < 0) {
-    PyErr_SetString(PyExc_TypeError, "Entry takes ten arguments, after read_tensors_at");
+    PyErr_SetString(PyExc_TypeError, "Entry takes eleven arguments, after read_tensors_at");
     return nullptr;
   }
-  for (int which : {ARGUMENTS, RESULT, WANTED, MODULES, DICTS, TENSORS, INPUTS})
-    if (!PyTuple_CheckExact(PyTuple_GET_ITEM(args, which))) {
-      PyErr_SetString(PyExc_TypeError, "the first seven arguments of Entry are tuples");
+  for (int which : {ARGUMENTS, WANTED, MODULES, DICTS, RESULT, TENSORS, INPUTS, WRITTEN}) {
+    PyObject* given = PyTuple_GET_ITEM(args, which);
+    if (!PyTuple_CheckExact(given) && !(which == INPUTS && given == Py_None)) {
+      PyErr_SetString(PyExc_TypeError, "arguments, wanted, modules, dicts, result, tensors, inputs and written are tuples");
       return nullptr;
     }
+  }
   Entry* entry = reinterpret_cast<Entry*>(type->tp_alloc(type, 0));
   if (!entry) return nullptr;
   entry->held = args_without_tensors(args);
@@ -436,7 +480,8 @@ PyObject* Call_call(PyObject* self, PyObject* args, PyObject* kwargs) {
     switch (check_safely(reinterpret_cast<Entry*>(entry.get()), args, kwargs, &inputs)) {
       case HOLDS: {
         Ref list(inputs);
-        return run(reinterpret_cast<Entry*>(entry.get()), list.get());
+        Entry* found = reinterpret_cast<Entry*>(entry.get());
+        return inputs ? run(found, inputs) : PyObject_Call(held_by(found, FUNCTION), args, kwargs);
       }
       case STALE:  // no Python code has run since the entry was taken from place i
         if (PySequence_DelItem(entries.get(), i--) < 0) return nullptr;

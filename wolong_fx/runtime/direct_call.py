@@ -38,7 +38,7 @@ class DirectCall(NamedTuple):
     """The extension's contents, or why there is none.
 
     call: Call(fallback), a callable with add(entry, limit) and forget()
-    entry: Entry(arguments, result, wanted, modules, dicts, tensors, inputs, guard, scope, function)
+    entry: Entry(*EntryParts(...))
     newest: the latest version tag of a tuple of dictionaries; each change of one of them raises it
     write_addresses: what `Kernel.write_addresses_by` takes
     """
@@ -48,6 +48,33 @@ class DirectCall(NamedTuple):
     newest: Callable[[tuple[dict[Any, Any], ...]], int] | None = None
     write_addresses: WriteAddresses | None = None
     because: str = ""
+
+
+class EntryParts(NamedTuple):
+    """What an Entry consists of; the last six are missing where `function` is the model's own call.
+
+    arguments: the structure of (args, kwargs)
+    wanted: tensors like those among the arguments
+    modules, dicts: the model, which no longer is what it was when one of these dictionaries changed
+    function: takes the list of inputs, returns the outputs; without `inputs`, takes what the model takes
+    result: the structure of the result
+    tensors: of the model, whose metadata must stay
+    inputs: each a place among the tensors of the arguments, or one of `tensors`
+    written: positions of those inputs that `function` writes, whose version counters move first
+    guard: is called with `scope` and answers True while all else is as it was
+    """
+
+    arguments: tuple[Any, ...]
+    wanted: tuple[torch.Tensor, ...]
+    modules: tuple[object, ...]
+    dicts: tuple[dict[str, Any], ...]
+    function: Callable[..., Any]
+    result: tuple[Any, ...] = (TUPLE, ())
+    tensors: tuple[torch.Tensor, ...] = ()
+    inputs: tuple[int | torch.Tensor, ...] | None = None
+    written: tuple[int, ...] = ()
+    guard: Callable[[Any], bool] | None = None
+    scope: dict[str, Any] | None = None
 
 
 def prepare_direct_call(options: Options) -> None:
