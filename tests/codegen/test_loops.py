@@ -101,7 +101,7 @@ def test_many_loops_in_one_kernel_compute_what_eager_does(dtype):
     assert all(torch.equal(a, b) for a, b in zip(results, kernel.launch(list(case.inputs)), strict=True))
 
 
-@pytest.mark.parametrize("family", ["lstm", "gru", "nested", "shift_register"])
+@pytest.mark.parametrize("family", ["lstm", "gru", "nested", "shift_register", "backward"])
 def test_every_step_of_code_generation_may_be_left_out_around_loops(family):
     case = FAMILIES[family](3, F32)
     for step in ("drop-dead-ops", "assign-outputs", "split-ops", "fuse-ops", "batch-ops", "collapse-dims"):
@@ -120,6 +120,35 @@ def test_a_cell_is_one_operator_a_trip_and_one_barrier():
     (stage,) = loop.body
     assert isinstance(stage, Stage) and stage.barrier
     assert len(stage.ops) == 1
+
+
+def test_a_backward_begins_its_trips_with_the_product_that_ended_them():
+    case = FAMILIES["backward"](5, F32)
+    (stage,) = loop_of(program_of(case)).body
+    assert isinstance(stage, Stage) and len(stage.ops) == 1
+    as_written = program_of(case, disable=("rotate-loops",))
+    assert len(loop_of(as_written).body) == 2
+    ours, theirs = (run_program(p, list(case.inputs), seed=1) for p in (program_of(case), as_written))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_final_gradient_that_nobody_reads_costs_no_product_after_the_loop():
+    case = FAMILIES["backward"](5, F32)
+
+    def dots_after(function):
+        program = program_of(LoopCase(function, case.inputs))
+        after = program.body[program.body.index(loop_of(program)) + 1 :]
+        stages = (item for item in after if isinstance(item, Stage))
+        return sum(isinstance(e, Reduce) for s in stages for op in s.ops for e in op.expressions())
+
+    assert dots_after(lambda *inputs: case.function(*inputs)[1:]) == dots_after(case.function) - 1
+
+
+def test_a_state_that_a_product_reads_does_not_turn_its_loop():
+    for family in ("lstm", "gru", "reversed_walk", "history"):
+        case = FAMILIES[family](4, F32)
+        as_written = print_program(program_of(case, disable=("rotate-loops",)))
+        assert print_program(program_of(case)) == as_written, family
 
 
 def test_what_only_its_own_point_reads_has_one_place_and_the_rest_two():
@@ -233,7 +262,7 @@ def test_a_small_lstm_has_this_program(request):
     assert_golden(text, GOLDEN / "lstm_loop.txt", request.config.getoption("--accept"))
 
 
-@pytest.mark.parametrize("family", ["lstm", "gru", "encoder_decoder", "nested"])
+@pytest.mark.parametrize("family", ["lstm", "gru", "encoder_decoder", "nested", "backward"])
 def test_what_makes_a_loop_depend_on_the_order_of_blocks_is_refused(family):
     case, rng, faults = FAMILIES[family](3, F32), random.Random(7), 0
     program = program_of(case)
@@ -248,7 +277,7 @@ def test_what_makes_a_loop_depend_on_the_order_of_blocks_is_refused(family):
     assert faults >= 4
 
 
-@pytest.mark.parametrize("family", ["lstm", "gru", "encoder_decoder", "nested"])
+@pytest.mark.parametrize("family", ["lstm", "gru", "encoder_decoder", "nested", "backward"])
 def test_a_trip_that_reads_the_wrong_state_is_noticed(family):
     """An old state for a new one: refused, a fault, or another result."""
     case, rng = FAMILIES[family](3, F32), random.Random(7)

@@ -21,6 +21,7 @@ from wolong_fx.codegen.loops import Element, Step, count_ops, in_every_scope, ma
 from wolong_fx.codegen.lower import lower_graph
 from wolong_fx.codegen.order_dims import order_dims
 from wolong_fx.codegen.plan_memory import plan_memory
+from wolong_fx.codegen.rotate_loops import rotate_loops
 from wolong_fx.codegen.schedule_ops import ChooseTile, drop_empty_stages, schedule_ops
 from wolong_fx.codegen.split_ops import split_ops
 from wolong_fx.codegen.split_prepare import Preparation, PrepareSplitter
@@ -74,6 +75,7 @@ BEFORE_SPLIT: tuple[tuple[str, Step], ...] = (
 
 AFTER_SPLIT: tuple[tuple[str, Step], ...] = (
     ("fuse-ops", in_every_scope(fuse_ops)),
+    ("rotate-loops", in_every_scope(rotate_loops)),
     ("batch-ops", in_every_scope(batch_ops)),
     ("order-dims", _order_all),
     ("collapse-dims", _collapse_all),

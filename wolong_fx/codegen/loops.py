@@ -84,12 +84,13 @@ def in_every_scope(step: Step) -> Step:
 
     @wraps(step)
     def run(elements: list[Element], ledger: Ledger) -> list[Element]:
-        return step(map_bodies(elements, partial(_on_body, step, ledger)), ledger)
+        return step(map_bodies(elements, partial(on_body, step, ledger)), ledger)
 
     return run
 
 
-def _on_body(step: Step, ledger: Ledger, loop: LoopInst) -> LoopInst:
+def on_body(step: Step, ledger: Ledger, loop: LoopInst) -> LoopInst:
+    """The loop with a step run on its body."""
     leave = Exit(tuple(c.new for c in loop.carries), loop.stacks)
     done = step([*loop.body, leave], ledger)
     return replace(loop, body=tuple(e for e in done if not isinstance(e, Exit)))

@@ -216,11 +216,26 @@ def cumulative(steps: int, dtype: torch.dtype) -> LoopCase:
     return LoopCase(function, _tensors(dtype, (steps, 3, 5), (steps, 3, 4)))
 
 
+def backward(steps: int, dtype: torch.dtype) -> LoopCase:
+    """Gradients of a gated recurrence: pointwise work, then a product of it for the step before."""
+
+    def function(dy: Tensor, saved: Tensor, dh: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+        def step(dh: Tensor, dy: Tensor, gate: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+            d = dh + dy
+            dz = d * gate.sigmoid() * (1 - gate)
+            return dz @ u.t() + d * gate, dz.clone()
+
+        dh, dz = SCAN(step, (dh,), (dy.flip(0), saved.flip(0)), (u,))
+        return dh, saved.reshape(-1, 6).t() @ dz.flip(0).reshape(-1, 6)
+
+    return LoopCase(function, _tensors(dtype, (steps, 3, 6), (steps, 3, 6), (3, 6), (6, 6)))
+
+
 FAMILIES: Mapping[str, Family] = {
     f.__name__: f
     for f in (
         *(lstm, lstm_whole, gru, reversed_walk, shift_register, history, counters, two_walks),
-        *(encoder_decoder, nested, scatter, cumulative),
+        *(encoder_decoder, nested, scatter, cumulative, backward),
     )
 }
 """Every kind of loop, by name."""
