@@ -125,25 +125,32 @@ def compile_by_us(model, x, **options):
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=backend.Backend(Options.of(**options), record), dynamic=False)
     with torch.no_grad():
-        return compiled(x), record.capture.decisions
+        return compiled(x), record
 
 
 @pytest.mark.cpu
-def test_a_rolled_model_runs_in_our_kernel(monkeypatch):
-    monkeypatch.setattr(backend, "ROLLS_LOOPS", True)
+def test_a_rolled_model_runs_in_our_kernel():
     model, x = PeepholeLSTM(3, 4), torch.randn(6, 2, 3)
-    results, decisions = compile_by_us(model, x)
+    results, record = compile_by_us(model, x)
     with torch.no_grad():
         for ours, eager in zip(results, model(x), strict=True):
             torch.testing.assert_close(ours, eager, atol=1e-6, rtol=1e-5)
-    assert [d.because for d in decisions if d.step == "reroll"] == ["6 steps of 25 operators are one loop"]
+    assert [d.because for d in record.capture.decisions if d.step == "reroll"] == [
+        "6 steps of 25 operators are one loop"
+    ]
 
 
 @pytest.mark.cpu
-def test_reroll_can_be_disabled(monkeypatch):
-    monkeypatch.setattr(backend, "ROLLS_LOOPS", True)
-    _, decisions = compile_by_us(PeepholeLSTM(3, 4), torch.randn(6, 2, 3), disable=("reroll",))
-    assert [d for d in decisions if d.step == "reroll"] == []
+def test_what_is_made_of_weights_for_a_rolled_loop_is_kept_between_calls():
+    model = LiGRU(8, 16)
+    _, record = compile_by_us(model, torch.randn(20, 2, 8))
+    assert record.graphs[-1].ledger.memory["kept"] >= 4 * model.u.weight.numel()
+
+
+@pytest.mark.cpu
+def test_reroll_can_be_disabled():
+    _, record = compile_by_us(PeepholeLSTM(3, 4), torch.randn(6, 2, 3), disable=("reroll",))
+    assert [d for d in record.capture.decisions if d.step == "reroll"] == []
 
 
 @pytest.mark.cpu
@@ -151,13 +158,12 @@ def test_a_rolled_graph_that_fails_is_compiled_unrolled_and_the_ledger_says_why(
     def break_it(gm, inputs, options, ledger):
         raise ValueError("no such loop")
 
-    monkeypatch.setattr(backend, "ROLLS_LOOPS", True)
     monkeypatch.setattr(pipeline, "roll_loops", break_it)
     model, x = PeepholeLSTM(3, 4), torch.randn(5, 2, 3)
-    results, decisions = compile_by_us(model, x)
+    results, record = compile_by_us(model, x)
     with torch.no_grad():
         for ours, eager in zip(results, model(x), strict=True):
             torch.testing.assert_close(ours, eager, atol=1e-6, rtol=1e-5)
-    said = [d.because for d in decisions if d.step == "reroll"]
+    said = [d.because for d in record.capture.decisions if d.step == "reroll"]
     assert said == ["rolled, it fails: ValueError: no such loop"]
     assert "compiled with its loops unrolled" in caplog.text

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from wolong_fx import _torch_compat
 from wolong_fx.passes.reroll.builder import Builder, aten, find_fake_mode, storage_of
 from wolong_fx.passes.reroll.emit_scan import emit_scan
 from wolong_fx.passes.reroll.find_joins import Places, Run, find_join
@@ -68,16 +69,13 @@ class _Emitter:
         names = [str(node.target) for node in self._graph.find_nodes(op="get_attr")]
         theirs = {name: attrgetter(name)(self._old) for name in names if name not in self._bodies}
         graph_module = GraphModule(theirs | self._bodies, self._graph)
-        graph_module.meta = dict(self._old.meta)
+        _torch_compat.copy_dynamo_facts(self._old, graph_module)
         graph_module.train(self._old.training)
         return graph_module
 
     def _copy(self, number: int) -> None:
         old = self._arrays.nodes[number]
-        new = self._graph.node_copy(old, lambda node: self._node_of(self._numbers[node]))
-        if hasattr(old, "_dynamo_source"):  # AOTAutograd asks Dynamo's placeholders where they come from
-            new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
-        self._copies[number] = new
+        self._copies[number] = self._graph.node_copy(old, lambda node: self._node_of(self._numbers[node]))
 
     def _emit_call(self, number: int) -> None:
         node = self._arrays.nodes[number]

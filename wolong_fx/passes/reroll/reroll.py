@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule
 from torch.fx.passes.infra.pass_base import PassResult
 
 from wolong_fx import _torch_compat
@@ -50,15 +50,11 @@ class Reroll(Pass):
 
 def _with_all_parts(graph_module: GraphModule) -> GraphModule:
     graph = Graph()
-    copies: dict[Node, Node] = {}
-    returned = graph.graph_copy(graph_module.graph, copies)
+    returned = graph.graph_copy(graph_module.graph, {})
     graph.output(returned).meta = dict(graph_module.graph.output_node().meta)
-    for old, new in copies.items():
-        if hasattr(old, "_dynamo_source"):
-            new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
     name_all_parts(graph)
     copied = _torch_compat.lazy_graph_module(graph_module, graph)
-    copied.meta = dict(graph_module.meta)
+    _torch_compat.copy_dynamo_facts(graph_module, copied)
     return copied
 
 
