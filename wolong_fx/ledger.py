@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from math import inf
 from time import perf_counter
+from typing import Protocol
 
 ACTIONS = ("removed", "replaced", "folded", "fused", "fell-back", "kept")
 
@@ -40,13 +42,47 @@ class Decision:
         return f"{self.step}: {self.node} {self.action}{place}: {self.because}"
 
 
+class Timed(Protocol):
+    """A kernel that looks at the clock."""
+
+    @property
+    def best_seconds(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class LaunchTime:
+    """How long a launch of a kernel should take, and what its launches took at best.
+
+    predicted: seconds
+    kernel: gone with the model
+    """
+
+    name: str
+    threads: int
+    predicted: float
+    kernel: Callable[[], Timed | None]
+
+    @property
+    def measured(self) -> float | None:
+        """Seconds; None before the first launch."""
+        kernel = self.kernel()
+        best = inf if kernel is None else kernel.best_seconds
+        return None if best == inf else best
+
+    def __str__(self) -> str:
+        team = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        took = "not measured" if self.measured is None else f"{1e6 * self.measured:.3g} us at best"
+        return f"{self.name} on {team}: {1e6 * self.predicted:.3g} us predicted, {took}"
+
+
 @dataclass
 class Ledger:
-    """Decisions, seconds by step and operator counts (before, after) by step of one compiled graph."""
+    """Decisions, seconds by step, operator counts (before, after) by step and kernels of a compiled graph."""
 
     decisions: list[Decision] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     op_counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    launch_times: list[LaunchTime] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=lambda: {"arena": 0, "eager": 0, "kept": 0})
     _inner: list[float] = field(default_factory=list, repr=False, compare=False)
 

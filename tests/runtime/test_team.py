@@ -7,7 +7,14 @@ import pytest
 
 from wolong_fx.runtime import team
 from wolong_fx.runtime.openmp import OpenMP
-from wolong_fx.runtime.team import HOLD_FACTORS, WARM_CALLS, Process, TeamRunner
+from wolong_fx.runtime.team import (
+    HOLD_FACTORS,
+    TIMED_CALLS,
+    WARM_CALLS,
+    LoneRunner,
+    Process,
+    TeamRunner,
+)
 
 
 class Machine:
@@ -170,3 +177,19 @@ def test_a_kernel_that_raises_gives_its_permit_back(machine):
         machine.runner(None)
     machine.runner._run = kernel
     assert machine.run() == [2]
+
+
+def test_the_best_time_of_a_team_or_of_one_thread_is_known():
+    machine = Machine(team=2.0, alone=3.0)
+    assert machine.runner.best == float("inf")
+    machine.run(WARM_CALLS + 5)
+    assert machine.runner.best == pytest.approx(2.0)
+
+
+def test_a_lone_kernel_looks_at_the_clock_for_its_first_calls_only():
+    ticks = iter(range(10**6))
+    runner = LoneRunner(lambda block, threads: threads - 1, lambda: float(next(ticks)))
+    assert runner.best == float("inf")
+    assert [runner(None) for _ in range(3 * TIMED_CALLS)] == [0] * (3 * TIMED_CALLS)
+    assert runner.best == 1.0
+    assert next(ticks) == 2 * TIMED_CALLS

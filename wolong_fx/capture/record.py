@@ -89,6 +89,7 @@ class Stats:
             lines.append(f"temporaries: {ours:.2f} MB in the arena, {eagers:.2f} MB at eager's peak")
         if self.memory.get("kept"):
             lines.append(f"kept between calls: {self.memory['kept'] / 1e6:.2f} MB made of weights")
+        lines += [str(launch) for ledger in self.ledgers for launch in ledger.launch_times]
         lines += [f"{count} x fell back: {reason}" for reason, count in self.fallbacks.most_common()]
         return "\n".join(lines)
 

@@ -8,12 +8,14 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from torch.fx import GraphModule
 
 from wolong_fx.codegen.assign_outputs import assign_outputs
 from wolong_fx.codegen.batch_ops import batch_ops
 from wolong_fx.codegen.collapse_dims import collapse_dims
+from wolong_fx.codegen.cost_model import Forecast
 from wolong_fx.codegen.drop_dead_ops import drop_dead_ops
 from wolong_fx.codegen.eager_memory import eager_peak_bytes
 from wolong_fx.codegen.fuse_ops import fuse_ops
@@ -32,9 +34,9 @@ from wolong_fx.ir.program import Program
 from wolong_fx.ir.text import print_program
 from wolong_fx.ir.types import Buffer, BufferKind
 from wolong_fx.ir.verify import verify
-from wolong_fx.ledger import Ledger
+from wolong_fx.ledger import LaunchTime, Ledger
 from wolong_fx.options import Options
-from wolong_fx.runtime import ResidentKernel, Wiring
+from wolong_fx.runtime import Kernel, ResidentKernel, Wiring
 
 
 def _order_all(ops: list[Element], _ledger: Ledger) -> list[Element]:
@@ -54,6 +56,9 @@ def _split_all(ops: list[Element], _ledger: Ledger) -> list[Element]:
 
 SPLIT = "split-prepare"
 """Between the steps and after them: what depends on weights alone goes to a program that rarely runs."""
+
+FORECAST = "forecast"
+"""Between planning and building: how long a program will take, and whether it is worth a team of threads."""
 
 PACK = "pack-operands"
 """The target's own step, after those of STEPS: what many operators stream is copied into their order."""
@@ -103,15 +108,25 @@ def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
     target = find_target(options)
     split = build_programs(gm, options, ledger, target.choose_tile, target.pack_operands)
     run, prepare = split.run, split.prepare
+    with ledger.timed(FORECAST):
+        forecast = target.forecast(run)
     ledger.add_memory(arena=_arena_bytes(run), eager=eager_peak_bytes(gm), kept=split.kept_bytes)
     for program in (run, prepare) if prepare else (run,):
         dump(options, "program", partial(print_program, program))
         dump(options, "source", partial(target.source_of, program))
     with ledger.timed("build"):
         kernel = target.build(run)
+        if forecast is not None:
+            _note_forecast(ledger, forecast, kernel)
         if prepare is None:
             return kernel
         return ResidentKernel(target.build(prepare), kernel, split.wiring, options)
+
+
+def _note_forecast(ledger: Ledger, forecast: Forecast, kernel: Kernel) -> None:
+    threads = "one thread" if forecast.threads == 1 else f"{forecast.threads} threads"
+    ledger.note(FORECAST, kernel.name, "kept", f"on {threads}: {forecast}")
+    ledger.launch_times.append(LaunchTime(kernel.name, forecast.threads, forecast.seconds, ref(kernel)))
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
-from wolong_fx.codegen.cpp import choose_tile, emit_program, pack_operands
+from wolong_fx.codegen.cost_model import Forecast, forecast
+from wolong_fx.codegen.cpp import KernelSource, choose_tile, emit_program, pack_operands
 from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.lower.value import TORCH_DTYPES
 from wolong_fx.codegen.reference import ReferenceKernel
@@ -14,7 +16,16 @@ from wolong_fx.ir.program import OpInst, Program
 from wolong_fx.ir.text import print_program
 from wolong_fx.ir.types import Buffer, BufferKind
 from wolong_fx.options import Options
-from wolong_fx.runtime import KernelImage, TensorSpec, choose_isa, isa_flags, load_kernel, team_size
+from wolong_fx.runtime import (
+    KernelImage,
+    MachineCosts,
+    TensorSpec,
+    choose_isa,
+    isa_flags,
+    load_kernel,
+    machine_costs,
+    team_size,
+)
 
 
 class Target(Protocol):
@@ -32,6 +43,10 @@ class Target(Protocol):
         """
         ...
 
+    def forecast(self, program: Program) -> Forecast | None:
+        """How long the program will take, and on how many threads, if that can be said."""
+        ...
+
     def source_of(self, program: Program) -> str:
         """The program in the target's language."""
         ...
@@ -45,16 +60,21 @@ def find_target(options: Options) -> Target:
     """The target that the options name, for the machine we are on."""
     if options.target == "reference":
         return ReferenceTarget()
-    return CppTarget(options, choose_isa(options.isa), team_size(options.threads))
+    isa, threads = choose_isa(options.isa), team_size(options.threads)
+    return CppTarget(options, isa, threads, machine_costs(options, isa, threads))
 
 
 @dataclass(frozen=True)
 class CppTarget:
-    """Generated C++ on this CPU."""
+    """Generated C++ on this CPU.
+
+    threads: size of a team; one thread runs what a team is not worth, unless the options ask for one
+    """
 
     options: Options
     isa: str
     threads: int
+    costs: MachineCosts
 
     def choose_tile(self, op: OpInst) -> tuple[int, ...]:
         return choose_tile(op, self.isa, self.threads)
@@ -62,12 +82,15 @@ class CppTarget:
     def pack_operands(self, ops: list[Element], static: Collection[Buffer], room: int) -> list[Element]:
         return pack_operands(ops, self.isa, static, room)
 
+    def forecast(self, program: Program) -> Forecast:
+        return _forecast(program, self.isa, self.threads, self.costs, may_choose=not self.options.threads)
+
     def source_of(self, program: Program) -> str:
-        return emit_program(program, self.isa, self.threads).text
+        return self._emit(program).text
 
     def build(self, program: Program) -> Any:
         assert program.arena is not None
-        source = emit_program(program, self.isa, self.threads)
+        source = self._emit(program)
         image = KernelImage(
             source=source.text,
             flags=isa_flags(self.isa),
@@ -81,6 +104,12 @@ class CppTarget:
         )
         return load_kernel(image, self.options)
 
+    def _emit(self, program: Program) -> KernelSource:
+        return emit_program(program, self.isa, self.forecast(program).threads)
+
+
+_forecast = lru_cache(maxsize=2)(forecast)  # asked for the ledger, for the dumped source and for the build
+
 
 @dataclass(frozen=True)
 class ReferenceTarget:
@@ -91,6 +120,9 @@ class ReferenceTarget:
 
     def pack_operands(self, ops: list[Element], static: Collection[Buffer], room: int) -> list[Element]:
         return ops
+
+    def forecast(self, program: Program) -> None:
+        return None
 
     def source_of(self, program: Program) -> str:
         return print_program(program)

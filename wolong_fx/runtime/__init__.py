@@ -5,6 +5,7 @@ from wolong_fx.runtime.executor import CallStep, Executor, KernelStep, Shortcut,
 from wolong_fx.runtime.image import ABI_VERSION, ARENA_HEADER_BYTES, KernelImage, TensorSpec
 from wolong_fx.runtime.isa import choose_isa, isa_flags
 from wolong_fx.runtime.kernel import Kernel, load_kernel
+from wolong_fx.runtime.machine_costs import MachineCosts, machine_costs
 from wolong_fx.runtime.notices import warn_once
 from wolong_fx.runtime.resident import ResidentKernel, Wiring
 from wolong_fx.runtime.threads import team_size
@@ -20,6 +21,7 @@ __all__ = [
     "KernelCache",
     "KernelImage",
     "KernelStep",
+    "MachineCosts",
     "ResidentKernel",
     "Shortcut",
     "Slot",
@@ -30,6 +32,7 @@ __all__ = [
     "is_watchable",
     "isa_flags",
     "load_kernel",
+    "machine_costs",
     "slots_in",
     "team_size",
     "warn_once",

@@ -24,7 +24,7 @@ struct Host {
 // In the order of FIGURES in calibrate.py.
 struct Figures {
   double cycle, fma_rate, special_rate, l1_rate, l2_rate, l3_rate, dram_rate, team_l3_rate, team_dram_rate, block,
-      barrier, region;
+      barrier, handover_rate, region;
 };
 
 static volatile float sink;
@@ -104,11 +104,12 @@ NOINLINE void one_block(const i64* bindings, i64 block) {
 }
 static void (*volatile tile_function)(const i64*, i64) = one_block;
 
+enum { LINES = 64 };  // that a thread hands to its neighbour, where that is measured
 struct Team {
   const Host* host;
   int threads;
   char* memory;
-  i64 bytes, rounds;
+  i64 bytes, rounds, lines;
 };
 
 static void nothing(void*) {}
@@ -119,19 +120,23 @@ static void read_share(void* given) {
   read_bytes(team->memory + share * team->host->thread_num(), share);
 }
 
-// Barriers as kernels have them; after each, every thread reads a line that its neighbour wrote before.
+// Barriers as kernels have them; after each, every thread reads the lines that its neighbour wrote before.
 static void meet(void* given) {
   const Team* team = (const Team*)given;
   const int number = team->host->thread_num();
   i64* const flags = (i64*)team->memory;
+  i64* const mine = flags + 16 * team->threads + number * LINES * 8;
+  volatile i64* const others = flags + 16 * team->threads + (number + 1) % team->threads * LINES * 8;
+  i64 sum = 0;
   for (i64 round = 1; round <= team->rounds; round++) {
+    for (i64 line = 0; line < team->lines; line++) mine[8 * line] = round;
     __atomic_store_n(flags + 16 * number, round, __ATOMIC_RELEASE);
-    flags[16 * (team->threads + number)] = round;
     for (int t = 0; t < team->threads; t++)
       for (int spins = 0; __atomic_load_n(flags + 16 * t, __ATOMIC_ACQUIRE) < round;)
         if (++spins > 2000) team->host->yield();
-    sink_of_numbers = ((volatile i64*)flags)[16 * (team->threads + (number + 1) % team->threads)];
+    for (i64 line = 0; line < team->lines; line++) sum += others[8 * line];
   }
+  sink_of_numbers = sum;
 }
 
 static double read_rate(const char* memory, i64 bytes) {
@@ -156,18 +161,25 @@ static void measure_core(Figures* out, const char* memory, const i64* cache_byte
                }) / 2000;
 }
 
+static double seconds_of_meeting(Team team, i64 lines) {
+  team.rounds = 200;
+  team.lines = lines;
+  double best = 1e9;
+  for (int i = 0; i < 40; i++) {
+    memset(team.memory, 0, (128 + 64 * LINES) * team.threads);
+    const double took = least(1, 0.0, [&] { team.host->parallel(meet, &team, team.threads, 0); }) / team.rounds;
+    if (took < best) best = took;
+  }
+  return best;
+}
+
 static void measure_team(Figures* out, Team team, const i64* cache_bytes) {
   const Host* host = team.host;
   const auto run = [&](void (*work)(void*)) { host->parallel(work, &team, team.threads, 0); };
   run(nothing);
   out->region = least(400, 0.1, [&] { run(nothing); });
-  team.rounds = 400;
-  out->barrier = 1e9;
-  for (int i = 0; i < 30; i++) {
-    memset(team.memory, 0, 256 * team.threads);
-    const double took = least(1, 0.0, [&] { run(meet); }) / team.rounds;
-    if (took < out->barrier) out->barrier = took;
-  }
+  out->barrier = seconds_of_meeting(team, 1);
+  out->handover_rate = (LINES - 1) * 64 / (seconds_of_meeting(team, LINES) - out->barrier);
   team.bytes = cache_bytes[2] * team.threads;
   if (team.bytes > cache_bytes[3]) team.bytes = cache_bytes[3];
   out->team_l3_rate = team.bytes / least(20, 0.1, [&] { run(read_share); });
@@ -181,7 +193,7 @@ extern "C" int wolong_calibrate(const Host* host, int threads, const i64* cache_
   if (!memory) return 1;
   memset(memory, 0, cache_bytes[3]);
   measure_core(out, memory, cache_bytes);
-  if (threads > 1 && host->parallel) measure_team(out, {host, threads, memory, 0, 0}, cache_bytes);
+  if (threads > 1 && host->parallel) measure_team(out, {host, threads, memory, 0, 0, 0}, cache_bytes);
   free(memory);
   return 0;
 }

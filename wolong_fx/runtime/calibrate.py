@@ -20,7 +20,7 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 
 FIGURES = (
     *("cycle", "fma_rate", "special_rate", "l1_rate", "l2_rate", "l3_rate", "dram_rate"),
-    *("team_l3_rate", "team_dram_rate", "block", "barrier", "region"),
+    *("team_l3_rate", "team_dram_rate", "block", "barrier", "handover_rate", "region"),
 )
 """What calibrate.cpp measures, in its order; what it does not measure stays 0, which no figure may be."""
 

@@ -21,7 +21,7 @@ from wolong_fx.runtime.image import ABI_VERSION, KernelImage, TensorSpec
 from wolong_fx.runtime.notices import warn_once
 from wolong_fx.runtime.openmp import OpenMP, find_openmp
 from wolong_fx.runtime.outputs import Outputs
-from wolong_fx.runtime.team import TeamRunner
+from wolong_fx.runtime.team import LoneRunner, TeamRunner
 
 _FIRST_TENSOR = 2
 """Position in the argument block: the arena and the constants come before."""
@@ -68,11 +68,17 @@ class Kernel:
         self._outputs = Outputs(image.outputs)
         self._tensors = len(image.inputs) + len(image.outputs)
         self._write_addresses: WriteAddresses = _in_python(self._tensors)
-        self._run = _runner(library, image.threads, openmp)
+        self._runner = _runner(library, image.threads, openmp)
+        self._run: Callable[[object], int] = self._runner
 
     @property
     def name(self) -> str:
         return self.image.name
+
+    @property
+    def best_seconds(self) -> float:
+        """What the shortest of the launches took that were looked at; infinity before the first."""
+        return self._runner.best
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         return self.launch(inputs)
@@ -196,10 +202,10 @@ def kernel_host() -> WolongHost:
     )
 
 
-def _runner(library: ctypes.CDLL, threads: int, openmp: OpenMP | None) -> Callable[[object], int]:
+def _runner(library: ctypes.CDLL, threads: int, openmp: OpenMP | None) -> TeamRunner | LoneRunner:
     run = library.wolong_run
     if threads > 1 and openmp is None:
         warn_once("no openmp", "torch is loaded without an OpenMP runtime: kernels run on one thread.")
     if threads > 1 and openmp is not None and openmp.grants_team(threads):
         return TeamRunner(run, threads, openmp)
-    return lambda block: run(block, 1)
+    return LoneRunner(run)

@@ -36,6 +36,7 @@ class MachineCosts:
     team_l3_rate, team_dram_rate: the same of all threads together, since these are shared
     block: finding a virtual block and what it is bound to
     barrier: of the whole team, with a line of memory handed from each thread to the next
+    handover_rate: bytes that one core reads and another one wrote last
     region: beginning and ending a parallel region whose threads are warm
     l1_bytes, l2_bytes, l3_bytes: sizes, the last one shared by all cores
     """
@@ -51,6 +52,7 @@ class MachineCosts:
     team_dram_rate: float
     block: float
     barrier: float
+    handover_rate: float
     region: float
     l1_bytes: int = 32 << 10
     l2_bytes: int = 1 << 20
@@ -72,6 +74,7 @@ _USUAL: Mapping[str, float] = MappingProxyType(
         "dram_rate": 37e9,
         "block": 20e-9 / _GHZ,
         "barrier": 100e-9,
+        "handover_rate": 5e9,
         "region": 0.7e-6,
     }
 )
@@ -92,6 +95,7 @@ LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "team_dram_rate": (2e8, 2e12),
         "block": (2e-10, 1e-6),
         "barrier": (1e-8, 1e-4),
+        "handover_rate": (1e6, 1e12),
         "region": (1e-8, 1e-3),
         "l1_bytes": (1 << 12, 1 << 22),
         "l2_bytes": (1 << 15, 1 << 28),

@@ -21,6 +21,9 @@ WARM_CALLS = 3
 AFFORDABLE_ALONE = 0.5
 """Seconds: a kernel that one thread may need longer for is never run alone only to know."""
 
+TIMED_CALLS = 100
+"""Calls on one thread whose best time is known; more would tell little and cost each call."""
+
 HOLD_FACTORS = (20.0, 40.0, 80.0, 160.0)
 """Time alone after a bad team call, in units of what the call took; the next one for each bad call in a row.
 
@@ -39,18 +42,18 @@ class TeamGuard:
 
     __slots__ = (
         "_bad_in_a_row",
-        "_team_best",
         "_team_calls",
         "_threads",
         "alone_best",
         "alone_until",
+        "team_best",
         "usual",
         "worst",
     )
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._team_best = self.alone_best = math.inf
+        self.team_best = self.alone_best = math.inf
         self._team_calls = self._bad_in_a_row = 0
         self.alone_until = -math.inf
         self.usual = self.worst = math.inf
@@ -62,10 +65,10 @@ class TeamGuard:
             self._bad_in_a_row += 1
             self._set_band()
             return
-        self._team_best = min(self._team_best, took)
+        self.team_best = min(self.team_best, took)
         self._bad_in_a_row = 0
         self._team_calls += 1
-        if self._team_calls == WARM_CALLS and self._threads * self._team_best < AFFORDABLE_ALONE:
+        if self._team_calls == WARM_CALLS and self._threads * self.team_best < AFFORDABLE_ALONE:
             self.alone_until = math.inf  # until the next call has told
         self._set_band()
 
@@ -79,10 +82,10 @@ class TeamGuard:
     def _set_band(self) -> None:
         # Any call is news while the kernel is new, and after a bad one: a good one ends the row.
         is_settled = self._team_calls >= WARM_CALLS and not self._bad_in_a_row
-        self.usual = self._team_best if is_settled else math.inf
+        self.usual = self.team_best if is_settled else math.inf
         if self.alone_best == math.inf:
-            self.worst = 4.0 * self._threads * self._team_best  # one thread needs at most threads * team_best
-        elif self.alone_best < self._team_best:
+            self.worst = 4.0 * self._threads * self.team_best  # one thread needs at most threads * team_best
+        elif self.alone_best < self.team_best:
             self.worst = self.alone_best
         else:
             self.worst = 2.0 * self.alone_best
@@ -125,6 +128,11 @@ class TeamRunner:
         self._tickets = process.tickets(threads)
         self._guard = TeamGuard(threads)
 
+    @property
+    def best(self) -> float:
+        """Seconds of the best call, on the team or alone."""
+        return min(self._guard.team_best, self._guard.alone_best)
+
     def __call__(self, block: object) -> int:
         guard, start = self._guard, self._clock()
         if start < guard.alone_until:
@@ -146,4 +154,25 @@ class TeamRunner:
         end = self._clock()
         if not guard.usual <= end - start <= guard.worst:
             guard.learn_team(end - start, end)
+        return failed
+
+
+class LoneRunner:
+    """Runs a kernel on the calling thread.
+
+    best: seconds of the best of the first calls
+    """
+
+    def __init__(self, run: Run, clock: Callable[[], float] = perf_counter) -> None:
+        self._run, self._clock = run, clock
+        self._timed = 0
+        self.best = math.inf
+
+    def __call__(self, block: object) -> int:
+        if self._timed == TIMED_CALLS:
+            return self._run(block, 1)
+        self._timed += 1
+        start = self._clock()
+        failed = self._run(block, 1)
+        self.best = min(self.best, self._clock() - start)
         return failed

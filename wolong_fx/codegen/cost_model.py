@@ -1,0 +1,194 @@
+"""How long a program takes on this machine, predicted: plain formulas over `runtime.MachineCosts`.
+
+    operator  max(arithmetic, memory) + virtual blocks * block
+        arithmetic  cycles * cycle + multiply-adds / fma_rate + vectors of exp and the like / special_rate
+        memory      bytes touched, each at the rate of the cache that holds it
+    stage     the slowest thread's virtual blocks, as the emitter cuts them; in a team, its barrier
+    loop      trips * body
+    program   its body; in a team, a parallel region, and the host's thoughts about it
+
+A scope is the body of a loop, or the whole program. What it touches is touched again in the next trip or
+call, so each cache holds as large a share of it as fits. A team has as many first and second caches as
+threads, with each thread's part of the scope in its own; the third cache and memory are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf, prod
+
+from wolong_fx.codegen.cpp.machine import MACHINES, Machine
+from wolong_fx.codegen.cpp.signature import Bindings, Key, accesses, signature
+from wolong_fx.codegen.cpp.tables import Entry, cut_stage
+from wolong_fx.codegen.cpp.tiles import Planner, op_cycles
+from wolong_fx.codegen.cpp.work import Work, op_work
+from wolong_fx.ir.expr import Reduce
+from wolong_fx.ir.index import Var
+from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
+from wolong_fx.ir.types import Buffer
+from wolong_fx.runtime import MachineCosts
+
+HOST_OF_TEAM = 0.4e-6
+"""Seconds that runtime/team.py takes a call to see that a team may run, and how long it took."""
+
+WORTH_A_TEAM = 0.8
+"""Share of one thread's time that a team may be predicted to take at most: it takes a processor from others,
+and what slows one of its threads slows all.
+"""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Predicted seconds of a launch.
+
+    alone, team: on one thread, and on all
+    threads: those that are worth it
+    """
+
+    alone: float
+    team: float
+    threads: int
+
+    @property
+    def seconds(self) -> float:
+        return self.alone if self.threads == 1 else self.team
+
+    def __str__(self) -> str:
+        return f"{1e6 * self.alone:.3g} us on one thread, {1e6 * self.team:.3g} us in a team"
+
+
+def forecast(
+    program: Program, isa: str, threads: int, costs: MachineCosts, *, may_choose: bool = True
+) -> Forecast:
+    """What a program with tiles takes, and whether a team of `threads` is worth its barriers.
+
+    may_choose: otherwise the team is wanted, worth it or not
+    """
+    model = CostModel(costs, MACHINES[isa])
+    alone = model.program_seconds(program, 1)
+    team = model.program_seconds(program, threads) if threads > 1 else alone
+    is_team = team < WORTH_A_TEAM * alone or not may_choose
+    return Forecast(alone, team, threads if is_team else 1)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a cost is made of; the same for all operators of one signature.
+
+    cycles: by which the emitter cuts its blocks
+    """
+
+    work: Work
+    cycles: float
+
+
+@dataclass
+class CostModel:
+    """Predicts seconds from the costs of a machine; operators that are alike are looked at once."""
+
+    costs: MachineCosts
+    machine: Machine
+    _known: dict[Key, _Known] = field(default_factory=dict)
+    _of_op: dict[OpInst, _Known] = field(default_factory=dict)
+
+    def program_seconds(self, program: Program, threads: int) -> float:
+        """Of one call on `threads` threads."""
+        region = self.costs.region + HOST_OF_TEAM if threads > 1 else 0.0
+        return region + self._items_seconds(program.body, threads)
+
+    def stage_seconds(self, stage: Stage, threads: int, scope_bytes: float) -> float:
+        """Until the slowest thread is done, and all know it.
+
+        scope_bytes: what is touched before the stage's operands are touched again
+        """
+        ops = [op for op in stage.ops if op.points]
+        entries = [self._entry(number, op) for number, op in enumerate(ops)]
+        a_block = [self.op_seconds(op, threads, scope_bytes) / op.virtual_blocks for op in ops]
+        by_thread = cut_stage(entries, threads)
+        slowest = max(sum((r.last - r.first) * a_block[r.function] for r in runs) for runs in by_thread)
+        return slowest + (self.costs.barrier if stage.barrier and threads > 1 else 0.0)
+
+    def op_seconds(self, op: OpInst, threads: int, scope_bytes: float) -> float:
+        """Of all its virtual blocks one after another, on one of `threads` threads that share the caches."""
+        work, costs = self._find(op).work, self.costs
+        arithmetic = (
+            work.cycles * costs.cycle
+            + work.multiply_adds / costs.fma_rate
+            + work.specials / costs.special_rate
+        )
+        memory = touched_bytes([op]) * self.seconds_per_byte(scope_bytes, threads)
+        return max(arithmetic, memory) + op.virtual_blocks * costs.block
+
+    def seconds_per_byte(self, scope_bytes: float, threads: int) -> float:
+        """Of reading, on one of `threads` threads, what was last touched so many bytes before."""
+        costs, total, held = self.costs, 0.0, 0.0
+        for size, rate in (
+            (costs.l1_bytes * threads, costs.l1_rate),
+            (costs.l2_bytes * threads, costs.l2_rate),
+            (costs.l3_bytes, min(costs.l3_rate, costs.team_l3_rate / threads)),
+            (inf, min(costs.dram_rate, costs.team_dram_rate / threads)),
+        ):
+            share = min(1.0, size / scope_bytes) if scope_bytes else 1.0
+            total += max(0.0, share - held) / rate
+            held = max(held, share)
+        return total
+
+    def _items_seconds(self, items: Sequence[Item], threads: int) -> float:
+        scope_bytes = touched_bytes(_ops_in(items))
+        return sum(
+            item.var.extent * self._items_seconds(item.body, threads)
+            if isinstance(item, Loop)
+            else self.stage_seconds(item, threads, scope_bytes)
+            for item in items
+        )
+
+    def _entry(self, number: int, op: OpInst) -> Entry:
+        return Entry(number, 0, op.virtual_blocks, 1, self._find(op).cycles)
+
+    def _find(self, op: OpInst) -> _Known:
+        found = self._of_op.get(op)
+        if found is None:
+            key = signature(op, Bindings.of(op), _outer_variables(op))
+            if key not in self._known:
+                planner = Planner(op, self.machine)
+                self._known[key] = _Known(op_work(planner), op_cycles(planner))
+            found = self._of_op[op] = self._known[key]
+        return found
+
+
+def touched_bytes(ops: Iterable[OpInst]) -> int:
+    """Bytes of the elements that operators load and store, those of a buffer at most once.
+
+    Of what depends on the variable of a loop around them: as many as one trip touches.
+    """
+    touched: dict[Buffer, int] = {}
+    for op in ops:
+        for buffer, elements in _touched_elements(op).items():
+            touched[buffer] = min(max(touched.get(buffer, 0), elements), buffer.elements)
+    return sum(elements * buffer.dtype.bytes for buffer, elements in touched.items())
+
+
+def _touched_elements(op: OpInst) -> dict[Buffer, int]:
+    inner, found = _inner_variables(op), dict[Buffer, int]()
+    different = {(a.buffer, a.index): a for a in accesses(op)}
+    for access in different.values():
+        variables = {v for i in access.affine for v in i.variables()} & inner
+        found[access.buffer] = found.get(access.buffer, 0) + prod(v.extent for v in variables)
+    return found
+
+
+def _inner_variables(op: OpInst) -> set[Var]:
+    reduced = {v for n in op.expressions() if isinstance(n, Reduce) for v in n.over}
+    return reduced | {d.var for d in op.dims}
+
+
+def _outer_variables(op: OpInst) -> dict[Var, int]:
+    """Variables of the loops around an operator that it uses, numbered."""
+    used = {v: None for access in accesses(op) for i in access.affine for v in sorted(i.variables(), key=str)}
+    return {v: depth for depth, v in enumerate(v for v in used if v not in _inner_variables(op))}
+
+
+def _ops_in(items: Sequence[Item]) -> Iterator[OpInst]:
+    for item in items:
+        yield from item.ops if isinstance(item, Stage) else _ops_in(item.body)
