@@ -121,6 +121,49 @@ def test_an_output_projection_is_one_matmul_after_the_loop():
     assert matmuls(after) == ([(STEPS * ROWS, HIDDEN)], [])
 
 
+def side_by_side(x, h, c, w, b):
+    """A cell with one matrix for its input, its state and what the state was before."""
+
+    def step(h, c, x, w, b):
+        new = torch.tanh(torch.addmm(b, torch.cat([x, h, c], 1), w))
+        return [new, h.clone(), new]
+
+    return SCAN(step, (h, c), (x,), (w, b))
+
+
+def test_of_a_slice_and_carries_side_by_side_the_slices_product_leaves_the_loop():
+    x, h, c, w, b = tensors(
+        (STEPS, ROWS, WIDTH), (ROWS, HIDDEN), (ROWS, HIDDEN), (WIDTH + 2 * HIDDEN, HIDDEN), (HIDDEN,)
+    )
+    after = split(side_by_side, x, h, c, w, b)
+    assert matmuls(after) == ([(STEPS * ROWS, HIDDEN)], [(ROWS, HIDDEN)] * 2)
+    (scan,) = scans_in(after)
+    assert not any(node.target is aten.cat.default for node in scan.body.graph.nodes)
+
+
+def test_slices_side_by_side_stay_one_operand():
+    def model(x, y, h, w):
+        step = lambda h, x, y, w: [torch.tanh(torch.cat([x, y, h], 1) @ w)] * 2  # noqa: E731
+        return SCAN(step, (h,), (x, y), (w,))
+
+    xy, h, w = (STEPS, ROWS, WIDTH), (ROWS, HIDDEN), (2 * WIDTH + HIDDEN, HIDDEN)
+    assert matmuls(split(model, *tensors(xy, xy, h, w))) == ([(STEPS * ROWS, HIDDEN)], [(ROWS, HIDDEN)])
+
+
+def test_rows_below_each_other_and_half_precision_stay_one_matmul():
+    def below(x, h, w):
+        return SCAN(lambda h, x, w: [torch.cat([x, h], 0) @ w, h.sum()], (h,), (x,), (w,))
+
+    def halves(x, h, c, w, b):
+        results = side_by_side(*(operand.bfloat16() for operand in (x, h, c, w, b)))
+        return [result.double() for result in results]
+
+    below_inputs = tensors((STEPS, 0, WIDTH), (ROWS, WIDTH), (WIDTH, WIDTH))
+    assert matmuls(split(below, *below_inputs))[1] == [(ROWS, WIDTH)]
+    shapes = (STEPS, ROWS, WIDTH), (ROWS, HIDDEN), (ROWS, HIDDEN), (WIDTH + 2 * HIDDEN, HIDDEN), (HIDDEN,)
+    assert matmuls(split(halves, *tensors(*shapes)))[1] == [(ROWS, HIDDEN)]
+
+
 def weight_gradient(h, z, w, u):
     """What the backward of a recurrence does: z is recurrent, the gradients of weight and bias add up."""
 

@@ -1,10 +1,10 @@
 """split-loops: what a loop need not compute step by step is computed before or after it, for all steps.
 
 Before the loop: operators that see no carry. What is the same in every step is computed once; a MatMul of
-this step's slice becomes one MatMul over the rows of all steps. After the loop: operators that no carry
-needs. The MatMul of an output projection reads what the loop stacked; a carry that only adds up what the
-steps contribute becomes a sum over the steps, and a sum of MatMuls one MatMul whose inner dimension is that
-of all steps: the gradient of a weight.
+this step's slice becomes one MatMul over the rows of all steps, also where slice and carry stand side by side
+in one operand. After the loop: operators that no carry needs. The MatMul of an output projection reads what
+the loop stacked; a carry that only adds up what the steps contribute becomes a sum over the steps, and a sum
+of MatMuls one MatMul whose inner dimension is that of all steps: the gradient of a weight.
 
 MatMuls and reductions are what is worth it. They take along what stands between them and the loop's edge;
 pointwise operators on their results leave with them where no more has to be kept for the loop than before.
@@ -21,6 +21,7 @@ from wolong_fx.passes.loops.compute_after import compute_after
 from wolong_fx.passes.loops.compute_before import compute_before
 from wolong_fx.passes.loops.edit_scan import drop_unused, with_own_body
 from wolong_fx.passes.loops.scan import Scan, scans_in
+from wolong_fx.passes.loops.split_operands import split_operands
 from wolong_fx.passes.loops.tidy_scan import tidy_scan
 from wolong_fx.passes.values import is_effectful
 
@@ -44,6 +45,7 @@ class SplitLoops(EditPass):
 
 def _split(scan: Scan, editor: Editor, most_bytes: int) -> None:
     tidy_scan(scan, editor)
+    split_operands(scan, editor)
     compute_before(scan, editor, most_bytes)
     compute_after(scan, editor, most_bytes)
     drop_unused(scan)
