@@ -14,6 +14,7 @@ from wolong_fx import _torch_compat, pipeline
 from wolong_fx.capture.decompositions import decomposition_table
 from wolong_fx.capture.expand_rnn import expand_rnn_calls, has_expansions, why_rnn_stays_whole
 from wolong_fx.capture.record import AOT_AND_COMPILE, CompiledGraph, Record
+from wolong_fx.capture.refused_dtypes import find_refused_dtypes
 from wolong_fx.capture.rnn import steps_rolled
 from wolong_fx.capture.settings import settings_for_tracing
 from wolong_fx.ledger import Ledger
@@ -70,6 +71,9 @@ def compile_dynamo_graph(
     if has_symbolic_shapes(example_inputs):
         # Kernels are made for shapes. Dynamo, told so, keeps a graph for each set of them.
         return torch.compile(gm, backend=Backend(options, record), dynamic=False)
+    if because := find_refused_dtypes(gm):  # torch shall say it, as it does in eager
+        record.capture.note("capture", "graph", "fell-back", because)
+        return gm.forward
     _torch_compat.forget_static_inputs(gm, example_inputs, is_weight)
     restore = expand_rnn_calls(gm, record.capture)
     try:
