@@ -8,11 +8,11 @@ import pytest
 
 from wolong_fx.codegen.cpp import pack_operands
 from wolong_fx.codegen.cpp.packing import LEAST_USES
-from wolong_fx.codegen.loops import Element
+from wolong_fx.codegen.loops import Carry, Element, LoopInst
 from wolong_fx.codegen.plan_memory import plan_memory
 from wolong_fx.codegen.schedule_ops import schedule_ops
-from wolong_fx.ir.expr import Unary
-from wolong_fx.ir.index import Var
+from wolong_fx.ir.expr import Reduce, Unary
+from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.program import OpInst, Program, Store
 from wolong_fx.ir.types import Buffer, BufferKind
 from wolong_fx.ir.verify import verify
@@ -72,6 +72,58 @@ def test_what_the_program_itself_writes_is_not_packed():
     assert pack_operands(ops, "avx512") == ops
 
 
+def product_of_computed(rows: int) -> tuple[list[OpInst], list[Buffer]]:
+    """y[i, j] = sum over (s, t) of x[s, t, i] * z[s, t, j], x walked backwards; z is computed first."""
+    p = ProgramBuilder("computed")
+    x, v, z = p.input("x", 5, 3, rows), p.input("v", 5, 3, 20), p.temporary("z", 5, 3, 20)
+    s, t, i, j, y = Var("s", 5), Var("t", 3), Var("i", rows), Var("j", 20), p.output("y", rows, 20)
+    product = mul(load(x, Index.of(s) * -1 + 4, t, i), load(z, s, t, j))
+    ops = [
+        operator("z", (s, t, j), Store(at(z, s, t, j), Unary("tanh", load(v, s, t, j)))),
+        operator("y", (i, j), Store(at(y, i, j), Reduce("sum", (s, t), product))),
+    ]
+    return ops, [x, v, y]
+
+
+def test_what_is_computed_is_packed_behind_its_last_writer(check_cpp, isa):
+    ops, io = product_of_computed(rows=12 * LEAST_USES)
+    packed = pack_operands(ops, isa)
+    assert [op.name for op in packed if isinstance(op, OpInst)] == ["z", "pack_z", "y"]
+    assert packed[2].reads() != ops[1].reads()
+    check_cpp(program_of(packed, io), isa)
+
+
+def test_a_matrix_that_few_rows_meet_stays_where_it_is():
+    ops, _ = product_of_computed(rows=6)
+    assert pack_operands(ops, "avx512") == ops
+
+
+def test_what_the_program_itself_still_changes_is_not_packed():
+    (write, use), _ = product_of_computed(rows=12 * LEAST_USES)
+    assert pack_operands([write, use, write], "avx512") == [write, use, write]
+
+
+def test_what_a_loop_carries_is_not_packed():
+    p = ProgramBuilder("carried")
+    old, new, x = p.temporary("old", 20, 20), p.temporary("new", 20, 20), p.input("x", 20, 20)
+    i, j, k = Var("i", 20), Var("j", 20), Var("k", 20)
+    start = operator("start", (i, j), Store(at(old, i, j), load(x, i, j)))
+    step = operator("step", (i, j), Store(at(new, i, j), dot(k, load(x, i, k), load(old, k, j))))
+    loop = LoopInst("loop", Var("t", 12 * LEAST_USES), (step,), (Carry(old, new),))
+    start_again, loop_again = pack_operands([start, loop], "avx512")
+    assert start_again == start
+    assert isinstance(loop_again, LoopInst)
+    assert loop_again.body == (step,)
+
+
+def test_windows_that_overlap_are_not_copied_apart():
+    p = ProgramBuilder("windows")
+    x, w, y = p.input("x", 39), p.input("w", 200, 20), p.output("y", 200, 20)
+    i, j, k = Var("i", 200), Var("j", 20), Var("k", 20)
+    op = operator("y", (i, j), Store(at(y, i, j), dot(k, load(w, i, k), load(x, Index.of(k) + j))))
+    assert pack_operands([op], "avx512") == [op]
+
+
 def test_groups_that_differ_in_order_alone_share_their_panels():
     ops, _ = gated_steps(2, "kn")
     turned = [rebuilt(op) for op in ops[1:]]
@@ -87,7 +139,7 @@ def rebuilt(op: OpInst) -> OpInst:
     return OpInst(op.name, op.dims, (Store(store.access, add(mul(second, first), h)),))
 
 
-def weights_of(ops: list[OpInst]) -> set[Buffer]:
+def weights_of(ops: Sequence[Element]) -> set[Buffer]:
     return {b for op in ops for b in op.reads() if b.name.startswith("w")}
 
 

@@ -2,21 +2,23 @@
 
 A recurrence reads its weights at every step. In place, the columns that one thread needs lie strided: they
 fill only part of the cache's sets, and 80 steps of an LSTM of 256 units took 1.5 times as long (460 us
-against 300) as from panels of a few vectors' columns, the dots of a group side by side. The copies are
-operators like any other. Those of weights move to the prepare part, which runs when a weight changed; others
-run at every call, and must pay for themselves in it.
+against 300) as from panels of a few vectors' columns, the dots of a group side by side. The gradient of its
+weights sums over 1280 rows that lie 1 KiB apart, and fall into a sixteenth of the cache's sets: 3.5 ms in
+place, 1.6 from panels. The copies are operators like any other. Those of weights move to the prepare part,
+which runs when a weight changed; others run at every call, and must pay for themselves in it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil, prod
 
 from wolong_fx.codegen.cpp.analysis import find_factors
 from wolong_fx.codegen.cpp.machine import MACHINES
 from wolong_fx.codegen.cpp.tiles import Planner
-from wolong_fx.codegen.loops import Element, map_ops, walk_ops
+from wolong_fx.codegen.loops import Element, all_carry_buffers, map_ops, walk_ops
 from wolong_fx.ir.expr import Access, Cast, Expr, Load, Reduce, map_access, rebuild
 from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.program import Dim, OpInst, Store
@@ -25,17 +27,21 @@ from wolong_fx.ir.types import Buffer, BufferKind
 LEAST_USES = 8
 """Times that an operand has to be streamed for a copy at every call to pay: it costs as much as three."""
 
+GIVEN = (BufferKind.INPUT, BufferKind.CONSTANT)
+"""Kinds of buffers that never change: all others may be copied once nothing writes them any more."""
+
 
 @dataclass(frozen=True)
 class Operand:
-    """A matrix in a buffer: what it is at step k of column c.
+    """A matrix in a buffer: what it is at a step of column c.
 
-    index: coordinates in the variables `STEP` and `COLUMN`
+    index: coordinates in the variables of `_steps(steps)` and `column`
+    steps: extents of the variables that are summed over
     """
 
     buffer: Buffer
     index: tuple[Index, ...]
-    steps: int
+    steps: tuple[int, ...]
     columns: int
 
 
@@ -51,30 +57,52 @@ class Panels:
 class Use:
     """Panels that an operator could read.
 
-    loads: what it reads now, and the variable of its steps, for each operand
+    loads: what it reads now, and the variables of its steps, for each operand
+    times: how often each run of the operator goes through the panels: once for all rows of a micro-kernel
     is_good_in_place: a row times a matrix whose columns lie in one piece each: once, no panels are faster
     """
 
     panels: Panels
-    loads: tuple[tuple[Load, Var], ...]
+    loads: tuple[tuple[Load, tuple[Var, ...]], ...]
+    times: int
     is_good_in_place: bool
 
 
 def pack_operands(
     elements: Sequence[Element], isa: str, static: Collection[Buffer] = frozenset(), room: int = 0
 ) -> list[Element]:
-    """The operators with streamed operands packed: first the copies, then all others, in order.
+    """The operators with streamed operands packed: copies of what the caller passes come first, of what is
+    computed behind that.
 
-    elements: before scheduling; an operand is packed if LEAST_USES of them, or trips of a loop around them,
-        read it in the same way
+    elements: before scheduling; an operand is packed if they stream it LEAST_USES times in the same way:
+        several of them, trips of a loop around them, or rows of one
     static: buffers that stay the same between calls, so that copies are kept: of what is read more than once,
         or badly in place
     room: bytes that may be kept; what is read most often comes first
     """
-    uses = {id(op): _find_uses(op, isa) for op, _ in walk_ops(elements)}
+    filled = _fill_times(elements)
+    uses = {
+        id(op): [use for use in _find_uses(op, isa) if _is_filled(use.panels, filled, position)]
+        for position, element in enumerate(elements)
+        for op, _ in walk_ops([element])
+    }
     packed = _choose(uses, elements, static, room)
-    copies = [copy for panels, buffer in packed.items() for copy in _copies(panels, buffer)]
-    return [*copies, *map_ops(elements, lambda op: _rewritten(op, uses[id(op)], packed))]
+    copies: dict[int, list[OpInst]] = defaultdict(list)
+    for panels, buffer in packed.items():
+        copies[max(filled.get(o.buffer, -1) for o in panels.operands)] += _copies(panels, buffer)
+    rewritten = map_ops(elements, lambda op: _rewritten(op, uses[id(op)], packed))
+    return [*copies[-1], *(e for at, element in enumerate(rewritten) for e in (element, *copies[at]))]
+
+
+def _fill_times(elements: Sequence[Element]) -> dict[Buffer, int]:
+    """The position of the last writer of what elements write; what a loop carries changes to the end."""
+    last = {buffer: position for position, element in enumerate(elements) for buffer in element.writes()}
+    return last | dict.fromkeys(all_carry_buffers(elements), len(elements))
+
+
+def _is_filled(panels: Panels, filled: Mapping[Buffer, int], position: int) -> bool:
+    """Whether at this position all operands are what they will be for good."""
+    return all(o.buffer.kind in GIVEN or filled.get(o.buffer, position) < position for o in panels.operands)
 
 
 def _choose(
@@ -84,7 +112,8 @@ def _choose(
     counts: Counter[Panels] = Counter()
     awkward: set[Panels] = set()
     for op, trips in walk_ops(elements):
-        counts.update({use.panels: trips for use in uses[id(op)]})
+        for use in uses[id(op)]:
+            counts[use.panels] += trips * use.times
         awkward.update(use.panels for use in uses[id(op)] if not use.is_good_in_place)
     packed: dict[Panels, Buffer] = {}
     for panels, count in counts.most_common():
@@ -117,42 +146,55 @@ def _in_one_order(
     loads: Sequence[Load | None],
 ) -> Use:
     """What a group with all its operands could read; the same for groups that differ in order alone."""
-    rows = [(o, load, r.over[0]) for o, load, r in zip(operands, loads, group, strict=True) if o and load]
+    rows = [(o, load, r.over) for o, load, r in zip(operands, loads, group, strict=True) if o and load]
     rows.sort(key=lambda row: (row[0].buffer.name, str(row[0].index)))
     widest = max(map(len, planner.groups()))  # the micro-kernel has one width, which its panels must have too
     columns = planner.lanes * planner.vectors_side_by_side(widest)
     is_good = planner.plan.rows == 1 and all(map(planner.runs_along_inner, group))
     panels = Panels(tuple(operand for operand, _, _ in rows), columns)
-    return Use(panels, tuple((load, step) for _, load, step in rows), is_good)
+    times = ceil(planner.op.points / rows[0][0].columns / planner.plan.rows)
+    return Use(panels, tuple((load, steps) for _, load, steps in rows), times, is_good)
 
 
 def _streamed_load(planner: Planner, reduce: Reduce) -> Load | None:
     factors = find_factors(planner.analysis, reduce)
-    if factors is None or len(reduce.over) != 1:
+    if factors is None:
         return None
     node: Expr = factors.streamed.x if isinstance(factors.streamed, Cast) else factors.streamed
     return node if isinstance(node, Load) else None
 
 
 def _operand(planner: Planner, load: Load | None, reduce: Reduce) -> Operand | None:
-    """The matrix that a load reads, if it depends on the step and the column alone and nobody writes it."""
+    """The matrix that a load reads, if it depends on steps and column alone: another at every point of those.
+
+    Windows that overlap are no such matrix: they would take many times their memory.
+    """
     lane = planner.analysis.lane
     if load is None or lane is None or load.fill is not None or load.access.gathers:
         return None
-    buffer, steps, columns = load.access.buffer, reduce.over[0], lane.var
-    if buffer.kind not in (BufferKind.INPUT, BufferKind.CONSTANT):
+    buffer, columns = load.access.buffer, lane.var
+    extents = tuple(v.extent for v in reduce.over)
+    if buffer.kind is BufferKind.STATE or prod(extents) * columns.extent > prod(buffer.shape):
         return None
-    if not {v for i in load.access.affine for v in i.variables()} <= {steps, columns}:
+    if not {v for i in load.access.affine for v in i.variables()} <= {*reduce.over, columns}:
         return None
-    step, column = Var("step", steps.extent), Var("column", columns.extent)
-    index = tuple(i.substitute({steps: step, columns: column}) for i in load.access.affine)
-    return Operand(buffer, index, steps.extent, columns.extent)
+    values = dict(zip(reduce.over, _steps(extents), strict=True))
+    values[columns] = Var("column", columns.extent)
+    index = tuple(i.substitute(values) for i in load.access.affine)
+    return Operand(buffer, index, extents, columns.extent)
+
+
+def _steps(extents: Sequence[int]) -> list[Var]:
+    """Variables of the steps of a packed operand."""
+    if len(extents) == 1:
+        return [Var("step", extents[0])]
+    return [Var(f"step{i}", extent) for i, extent in enumerate(extents)]
 
 
 def _packed_buffer(panels: Panels, number: int) -> Buffer:
-    """Memory for (panel, step, operand of the group, column of the panel)."""
+    """Memory for (panel, steps, operand of the group, column of the panel)."""
     first = panels.operands[0]
-    shape = (-(-first.columns // panels.lanes), first.steps, len(panels.operands), panels.lanes)
+    shape = (-(-first.columns // panels.lanes), *first.steps, len(panels.operands), panels.lanes)
     name = f"packed{number}_{first.buffer.name}"
     return Buffer.contiguous(name, first.buffer.dtype, shape, BufferKind.TEMPORARY)
 
@@ -161,14 +203,14 @@ def _copies(panels: Panels, packed: Buffer) -> list[OpInst]:
     """The operators that fill a packed buffer; columns past the end are zeros."""
     copies = []
     for g, operand in enumerate(panels.operands):
-        p, k, c = Var("panel", packed.shape[0]), Var("step", operand.steps), Var("lane", panels.lanes)
+        p, steps, c = Var("panel", packed.shape[0]), _steps(operand.steps), Var("lane", panels.lanes)
         column = Index.of(p) * panels.lanes + c
         index = tuple(i.substitute({Var("column", operand.columns): column}) for i in operand.index)
         is_ragged = operand.columns % panels.lanes != 0
         value = Load(Access(operand.buffer, index), 0 if is_ragged else None)
-        place = Access(packed, (Index.of(p), Index.of(k), Index.of(g), Index.of(c)))
+        place = Access(packed, (Index.of(p), *map(Index.of, steps), Index.of(g), Index.of(c)))
         name = operand.buffer.name
-        dims = (Dim(p), Dim(k), Dim(c))
+        dims = (Dim(p), *map(Dim, steps), Dim(c))
         copies.append(OpInst(f"pack_{name}", dims, (Store(place, value),), made_from=(name,)))
     return copies
 
@@ -178,8 +220,8 @@ def _rewritten(op: OpInst, uses: Sequence[Use], packed: Mapping[Panels, Buffer])
     loads: dict[int, Load] = {}
     for use in uses:
         if use.panels in packed:
-            for g, (load, step) in enumerate(use.loads):
-                loads[id(load)] = _packed_load(op, packed[use.panels], use.panels.lanes, g, step)
+            for g, (load, steps) in enumerate(use.loads):
+                loads[id(load)] = _packed_load(op, packed[use.panels], use.panels.lanes, g, steps)
     if not loads:
         return op
     old = [*(s.value for s in op.stores), *(g.value for s in op.stores for g in s.access.gathers)]
@@ -191,6 +233,6 @@ def _rewritten(op: OpInst, uses: Sequence[Use], packed: Mapping[Panels, Buffer])
     return replace(op, stores=tuple(stores))
 
 
-def _packed_load(op: OpInst, buffer: Buffer, lanes: int, g: int, step: Var) -> Load:
+def _packed_load(op: OpInst, buffer: Buffer, lanes: int, g: int, steps: Sequence[Var]) -> Load:
     column = Index.of(op.dims[-1].var)
-    return Load(Access(buffer, (column // lanes, Index.of(step), Index.of(g), column % lanes)))
+    return Load(Access(buffer, (column // lanes, *map(Index.of, steps), Index.of(g), column % lanes)))
