@@ -73,7 +73,7 @@ def _can_be_made(value: Tensor) -> bool:
 
 
 def _find_refusal(node: Node) -> str | None:
-    """torch's error on these dtypes, if there is none when all of one are another: then it is about dtypes."""
+    """torch's error on these dtypes, if all of one being another helps: then it is about dtypes."""
     error = _try(node, {})
     if error is None:
         return None
@@ -84,7 +84,7 @@ def _find_refusal(node: Node) -> str | None:
 def _try(node: Node, instead: Mapping[torch.dtype, torch.dtype]) -> str | None:
     """The error of a call on zeros of the dtypes it has, or of others `instead`; None if it goes well."""
     given = node.args, dict(node.kwargs)
-    args, kwargs = map_aggregate(given, lambda a: _zeros(a, instead))  # type: ignore[misc]
+    args, kwargs = map_aggregate(given, lambda a: _zeros(a, instead))  # type: ignore
     call = node.target if callable(node.target) else getattr(Tensor, str(node.target))
     try:
         call(*args, **kwargs)
