@@ -86,7 +86,7 @@ def find_reading(node: Node) -> Reading | None:
     if is_step_part(node):
         reading = _part_of_split(node)
     elif node.target is operator.getitem:
-        reading = _reading_of_index(node) if index_numbers(node) is not None else None
+        reading = reading_of_index(*_arguments(node))
     elif node.target in STEP_NUMBERS and node.args and not node.kwargs:
         reading = _reading_of_call(node)
     return reading if reading and _shape_of(reading) == tuple(value_of(node).shape) else None
@@ -136,9 +136,11 @@ def _part_of_split(node: Node) -> Reading | None:
     return Reading(arguments[0], ((dim, Part(sum(sizes[:index]), sizes[index], is_row)),))
 
 
-def _reading_of_index(node: Node) -> Reading | None:
-    source, index = _arguments(node)
+def reading_of_index(source: Node, index: Any) -> Reading | None:
+    """What x[index] reads, and x[index] = y writes; None for an index of more than integers and slices."""
     items = list(index) if isinstance(index, tuple) else [index]
+    if not isinstance(value_of(source), torch.Tensor) or not all(map(_is_plain, items)):
+        return None
     shape = value_of(source).shape
     if None in items or items.count(Ellipsis) > 1:
         return None

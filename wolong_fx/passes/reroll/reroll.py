@@ -15,9 +15,11 @@ from wolong_fx.passes.reroll.emit_graph import emit_graph
 from wolong_fx.passes.reroll.find_joins import Places
 from wolong_fx.passes.reroll.find_loops import Search, find_loops
 from wolong_fx.passes.reroll.graph_arrays import GraphArrays, name_all_parts, number_graph
+from wolong_fx.passes.reroll.join_writes import join_writes
 from wolong_fx.passes.reroll.judge_loop import why_not_worth
 from wolong_fx.passes.reroll.loop import Loop
 from wolong_fx.passes.reroll.purity import find_effect
+from wolong_fx.passes.reroll.split_new_axes import split_new_axes
 
 SMALLEST = 12  # a graph of fewer nodes has nothing to gain
 
@@ -36,10 +38,10 @@ class Reroll(Pass):
     def apply(self, graph_module: GraphModule, note: Note) -> PassResult:
         if len(graph_module.graph.nodes) < SMALLEST:
             return PassResult(graph_module, False)
+        given, graph_module = graph_module, _in_searched_form(graph_module)
         if because := find_effect(graph_module.graph):
             note("graph", "kept", f"not searched for loops: {because}")
-            return PassResult(graph_module, False)
-        given, graph_module = graph_module, _with_all_parts(graph_module)
+            return PassResult(given, False)
         arrays = number_graph(graph_module)
         loops = _choose(arrays, find_loops(arrays), note)
         if not loops:
@@ -48,11 +50,14 @@ class Reroll(Pass):
         return PassResult(rolled, True)
 
 
-def _with_all_parts(graph_module: GraphModule) -> GraphModule:
+def _in_searched_form(graph_module: GraphModule) -> GraphModule:
+    """A copy in the form that is searched: all results named, steps written into a tensor joined."""
     graph = Graph()
     returned = graph.graph_copy(graph_module.graph, {})
     graph.output(returned).meta = dict(graph_module.graph.output_node().meta)
     name_all_parts(graph)
+    join_writes(graph)
+    split_new_axes(graph)
     copied = _torch_compat.lazy_graph_module(graph_module, graph)
     _torch_compat.copy_dynamo_facts(graph_module, copied)
     return copied
