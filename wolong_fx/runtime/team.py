@@ -24,10 +24,13 @@ AFFORDABLE_ALONE = 0.5
 TIMED_CALLS = 100
 """Calls on one thread whose best time is known; more would tell little and cost each call."""
 
-HOLD_FACTORS = (20.0, 40.0, 80.0, 160.0)
-"""Time alone after a bad team call, in units of what the call took; the next one for each bad call in a row.
+HOLD_FACTORS = (2.0, 10.0, 40.0, 160.0)
+"""Time alone after a bad team call, in units of what the call took; the next one for each bad call until good
+ones have won back what the last bad one took.
 
-So probing costs at most a twentieth of the time, whatever the neighbour does.
+The first is short, for an interrupt of 4 ms is no neighbour: 20 times that alone, four times a second, had
+cost half of all calls their team. A team that does not win its bad calls back is asked ever less often, so a
+neighbour that stays costs a hundredth of the time.
 """
 
 
@@ -41,7 +44,8 @@ class TeamGuard:
     """
 
     __slots__ = (
-        "_bad_in_a_row",
+        "_distrust",
+        "_owed",
         "_team_calls",
         "_threads",
         "alone_best",
@@ -54,19 +58,26 @@ class TeamGuard:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self.team_best = self.alone_best = math.inf
-        self._team_calls = self._bad_in_a_row = 0
+        self._team_calls = 0
+        self._distrust = 0  # how many bad calls the next hold is chosen by
+        self._owed = 0.0  # seconds that good team calls have to win over one thread until that is forgotten
         self.alone_until = -math.inf
         self.usual = self.worst = math.inf
 
     def learn_team(self, took: float, now: float) -> None:
         """Take in a team call that ended at `now` (seconds); one inside [usual, worst] teaches nothing."""
         if took > self.worst:
-            self.alone_until = now + took * HOLD_FACTORS[min(self._bad_in_a_row, len(HOLD_FACTORS) - 1)]
-            self._bad_in_a_row += 1
+            if self.alone_best < self.team_best:  # it was never good
+                self._distrust = max(1, self._distrust)
+            self.alone_until = now + took * HOLD_FACTORS[min(self._distrust, len(HOLD_FACTORS) - 1)]
+            self._owed = took
+            self._distrust += 1
             self._set_band()
             return
         self.team_best = min(self.team_best, took)
-        self._bad_in_a_row = 0
+        self._owed -= self.alone_best - took
+        if self._owed <= 0:
+            self._distrust = 0
         self._team_calls += 1
         if self._team_calls == WARM_CALLS and self._threads * self.team_best < AFFORDABLE_ALONE:
             self.alone_until = math.inf  # until the next call has told
@@ -80,8 +91,8 @@ class TeamGuard:
         self._set_band()
 
     def _set_band(self) -> None:
-        # Any call is news while the kernel is new, and after a bad one: a good one ends the row.
-        is_settled = self._team_calls >= WARM_CALLS and not self._bad_in_a_row
+        # Any call is news while the kernel is new, and after a bad one: good ones win trust back.
+        is_settled = self._team_calls >= WARM_CALLS and not self._distrust
         self.usual = self.team_best if is_settled else math.inf
         if self.alone_best == math.inf:
             self.worst = 4.0 * self._threads * self.team_best  # one thread needs at most threads * team_best
