@@ -95,6 +95,40 @@ def test_one_row_of_a_cache_is_written_and_the_rest_is_not_copied(tmp_path):
     assert not [line for line in lines if line.startswith("op ") and "4096" in line]
 
 
+class Parts(nn.Module):
+    """Assigns to slices, alone and several times to one buffer, in other dtypes, shapes and orders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("rows", "columns", "twice", "chain", "whole"):
+            self.register_buffer(name, torch.zeros(8, 5))
+        self.register_buffer("turned", torch.zeros(5, 8).t())
+
+    def forward(self, x_5, position):
+        self.rows[2:4] = x_5
+        self.columns[:, 1:4] = x_5[1:4].double()
+        self.twice[2:4] = x_5.cos()
+        self.twice[position] = x_5 + 1
+        self.chain[0] = x_5
+        self.chain[1:3].add_(self.chain[0])
+        self.whole[:] = 3
+        self.turned[1::2] = x_5
+        return self.rows.sum(0), self.twice @ x_5, self.chain.exp()
+
+
+@torch.no_grad()
+def test_parts_that_are_assigned_are_written_by_the_kernel():
+    model = Parts()
+    twin = wolong_fx.optimize(copy.deepcopy(model))
+    for step in range(STEPS):
+        inputs = torch.randn(5), torch.tensor([step])
+        for ours, eagers in zip(twin(*inputs), model(*inputs), strict=True):
+            torch.testing.assert_close(ours, eagers)
+        torch.testing.assert_close(twin.state_dict(), model.state_dict())
+    assert not wolong_fx.stats(twin).fallbacks
+    assert "1 kernel launches a call" in str(wolong_fx.stats(twin))
+
+
 class Positions(nn.Module):
     """An operator that codegen leaves to torch reads the state as well."""
 

@@ -68,6 +68,20 @@ def decompose_var_mean(
     return torch.var(x, axes, correction=correction, keepdim=keepdim), torch.mean(x, axes, keepdim)
 
 
+def decompose_copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """`source` with the shape and dtype of `x`, which is then not read: as in `cache[2:4] = y`.
+
+    Functionalisation writes `copy(view, y)` there. A look at memory that is written would stay with torch.
+    """
+    if x.device != source.device:
+        return NotImplemented
+    steps = torch.empty_like(x).stride()  # as eager's copy has, gaps of a view apart
+    order = sorted(range(x.dim()), key=lambda dim: -steps[dim])
+    back = sorted(range(x.dim()), key=order.__getitem__)
+    laid_out = source.to(x.dtype).expand_as(x).permute(order)
+    return laid_out.clone(memory_format=torch.contiguous_format).permute(back)
+
+
 def _stays_whole(op: Any) -> bool:
     name = str(op).split(".")[1] if str(op).startswith("aten.") else ""
     return (
@@ -79,6 +93,7 @@ def _stays_whole(op: Any) -> bool:
 
 # Core ATen operators that torch has no rule for, or one that leaves ATen.
 OURS = {
+    aten.copy.default: decompose_copy,
     aten.var_mean.correction: decompose_var_mean,
     aten._weight_norm_interface_backward.default: decompose_weight_norm_backward,
 }
