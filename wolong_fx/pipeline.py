@@ -25,6 +25,7 @@ from wolong_fx.passes.canonicalise import Canonicalise
 from wolong_fx.passes.cut_partitions import CutPartitions
 from wolong_fx.passes.decompose import Decompose
 from wolong_fx.passes.fold_constants import FoldConstants
+from wolong_fx.passes.free_fills import FreeFills
 from wolong_fx.passes.loops.scan import bodies_in
 from wolong_fx.passes.manager import PassManager
 from wolong_fx.passes.merge_matmuls import MergeMatmuls
@@ -58,14 +59,14 @@ def pass_table(options: Options) -> tuple[Pass, ...]:
         Simplify(),
         RemoveCommonSubexpressions(),
         RemoveDeadCode(),
-        CutPartitions(why_eager, min_ops=options.min_ops),
+        CutPartitions(why_not_in_a_kernel, min_ops=options.min_ops),
         AbsorbUpdates(),
     )
 
 
 def joint_table() -> tuple[Pass, ...]:
     """What is done to the joint graph of a training step before it is cut into forward and backward."""
-    return (ShareSavedValues(),)
+    return (FreeFills(), ShareSavedValues())
 
 
 def dynamo_table(*, is_differentiated: bool = False) -> tuple[Pass, ...]:
@@ -190,6 +191,11 @@ def why_eager(node: Node) -> str | None:
         if because := find_value_problem(value):
             return because
     return codegen.why_unsupported(node)
+
+
+def why_not_in_a_kernel(node: Node) -> str | None:
+    """As why_eager, and of a node that could be part of a kernel but is faster without."""
+    return why_eager(node) or codegen.why_left_to_library(node)
 
 
 def copy_graph(gm: GraphModule) -> GraphModule:
