@@ -42,7 +42,7 @@ def test_options_at_their_default_are_not_spelled_out():
 
 def test_a_pass_read_back_keeps_the_functions_bound_in_the_table():
     read = pass_from_text("cut-partitions{min_ops=5}", TABLE)
-    assert (read.min_ops, read.why_unsupported) == (5, pipeline.why_eager)
+    assert (read.min_ops, read.why_unsupported) == (5, pipeline.why_not_in_a_kernel)
 
 
 def test_an_unknown_pass_names_the_nearest():

@@ -1,0 +1,79 @@
+"""MatMuls that torch's library does faster than a kernel of ours would: large ones of bfloat16, where the
+processor multiplies bfloat16 itself and our micro-kernels widen to float32 first.
+
+Of float32, float64 and float16 none is left to it: square ones of 64 to 2,048, flat ones and tall ones took a
+kernel of ours 0.1 to 0.7 of the library's time (docs/decisions/0022).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from math import prod
+
+import torch
+from torch.fx import Node
+
+from wolong_fx.runtime import MachineCosts, choose_isa, team_size
+from wolong_fx.runtime.isa import processor_flags
+from wolong_fx.runtime.machine_costs import usual_costs
+
+aten = torch.ops.aten
+
+FIRST_FACTOR: dict[object, int] = {
+    aten.mm.default: 0,
+    aten.bmm.default: 0,
+    aten.addmm.default: 1,
+    aten.baddbmm.default: 1,
+}
+"""MatMuls, and which operand is the first factor."""
+
+NATIVE = frozenset(("avx512_bf16", "amx_bf16"))
+"""Processor flags, one of which the library needs to be fast."""
+
+OURS, LIBRARYS = 0.6, 1.5
+"""Multiply-adds of bfloat16, as a share of the float32 ones that the processor can do."""
+
+CALL = 10e-6
+"""Seconds of the library's call, and of one more kernel, since ours is cut in two there."""
+
+LEAST_ROWS = 32
+"""Rows, and columns, below which the library is slower in proportion."""
+
+WORTH_A_CUT = 0.7
+"""Share of our time that the library may be predicted to take at most."""
+
+
+def why_left_to_library(node: Node) -> str | None:
+    """Why a node that could be part of a kernel is not; None if it should be."""
+    result = node.meta.get("val")
+    if node.target not in FIRST_FACTOR or not isinstance(result, torch.Tensor):
+        return None
+    if result.dtype != torch.bfloat16 or not NATIVE & processor_flags():
+        return None
+    ours, librarys = predict_bfloat16(result, _value(node, 0), _value(node, 1), *_machine())
+    if librarys > WORTH_A_CUT * ours:
+        return None
+    return f"left to the library: {1e6 * librarys:.3g} us predicted there, {1e6 * ours:.3g} us in a kernel"
+
+
+def predict_bfloat16(
+    result: torch.Tensor, a: torch.Tensor, b: torch.Tensor, costs: MachineCosts, threads: int
+) -> tuple[float, float]:
+    """Seconds of result = a @ b in a kernel of ours, and in the library."""
+    multiply_adds, rate = result.numel() * a.shape[-1], costs.fma_rate * threads
+    full = prod(min(1.0, extent / LEAST_ROWS) for extent in result.shape[-2:])
+    touched = sum(t.numel() * t.element_size() for t in (result, a, b))
+    busy = max(multiply_adds / (LIBRARYS * rate * full), touched / costs.team_l3_rate)
+    return multiply_adds / (OURS * rate), CALL + busy
+
+
+def _value(node: Node, factor: int) -> torch.Tensor:
+    operand = node.args[FIRST_FACTOR[node.target] + factor]
+    assert isinstance(operand, Node)
+    return operand.meta["val"]
+
+
+@cache
+def _machine() -> tuple[MachineCosts, int]:
+    threads = team_size()
+    return usual_costs(choose_isa("auto"), threads), threads
