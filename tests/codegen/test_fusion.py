@@ -45,6 +45,16 @@ def test_a_pointwise_chain_is_one_operator_without_temporaries():
     assert len(program.buffers) == 2
 
 
+def test_a_variance_and_the_mean_beside_it_share_the_mean():
+    program = check(lambda x: (x.var(1), x.mean(1)), torch.randn(4, 6))
+    assert sum(isinstance(e, Reduce) for op in program.ops() for e in op.expressions()) == 2
+
+
+def test_sums_of_one_row_that_share_an_operand_are_one_operator():
+    program = check(lambda x, y: ((x * y).sum(), (x + y).sum()), torch.randn(6), torch.randn(6))
+    assert len(list(program.ops())) == 1
+
+
 def test_a_value_used_twice_is_computed_once():
     def diamond(x):
         y = torch.tanh(x)

@@ -179,6 +179,47 @@ def test_a_barrier_between_writer_and_reader_stays():
     assert thinned(program) == "B-"
 
 
+def chain_of(*tiles):
+    """Each stage reads backwards what the one before it wrote."""
+    p = ProgramBuilder("chain")
+    i, source = Var("i", 8), p.input("x", 8)
+    for n, tile in enumerate(tiles):
+        target = p.temporary(f"t{n}", 8) if n + 1 < len(tiles) else p.output("y", 8)
+        backwards = load(source, -1 * Index.of(i) + 7)
+        p.stage(operator(f"op{n}", (i,), Store(at(target, i), backwards), tile=(tile,)))
+        source = target
+    return p.build()
+
+
+def test_blocks_that_are_alone_in_their_stages_need_no_barrier_between_them():
+    assert thinned(chain_of(8, 8, 8)) == "---"
+    assert thinned(chain_of(4, 8, 8, 4)) == "B-B-"
+
+
+def test_a_block_beside_another_is_not_alone():
+    p = ProgramBuilder("p")
+    x, y, z, t = p.input("x", 8), p.output("y", 8), p.output("z", 8), p.temporary("t", 8)
+    first = operator("first", (I8,), Store(at(t, I8), load(x, I8)), tile=(8,))
+    beside = operator("beside", (I8,), Store(at(z, I8), f32(0.0)), tile=(8,))
+    p.stage(first, beside)
+    p.stage(operator("second", (I8,), Store(at(y, I8), load(t, -1 * Index.of(I8) + 7)), tile=(8,)))
+    assert thinned(p.build()) == "B-"
+
+
+def test_an_owner_that_is_known_may_part_what_is_alone():
+    assert thinned(chain_of(8, 8)) == "--"
+    part = lambda op, block: int(op.name == "op1")  # noqa: E731
+    assert barriers(remove_redundant_barriers(chain_of(8, 8), part)) == "B-"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_blocks_that_are_alone_give_the_same_bits_without_barriers(seed):
+    program = chain_of(2, 8, 8, 8, 4)
+    inputs = inputs_of(program)
+    expected = run_program(program, inputs, threads=1)
+    assert torch.equal(*run_program(remove_redundant_barriers(program), inputs, seed=seed), *expected)
+
+
 def test_readers_need_no_barrier_between_them():
     read_x = lambda b: [Store(at(b["y"], I8), load(b["x"], I8))]  # noqa: E731
     assert thinned(two_stages(write_t, read_x, barrier=True)) == "--"

@@ -314,8 +314,7 @@ def _shared_operands(op: OpInst) -> list[tuple[object, ...]]:
 
 
 def _varies_with_lane(access: Access, op: OpInst) -> bool:
-    lane = op.dims[-1].var if op.dims else None
-    return lane is None or any(lane in i.variables() for i in access.affine)
+    return bool(op.dims) and any(op.dims[-1].var in i.variables() for i in access.affine)
 
 
 def _shape_of(access: Access, reduce: Reduce) -> tuple[str, ...]:

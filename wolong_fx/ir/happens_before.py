@@ -3,10 +3,11 @@ writing.
 
 What a kernel promises (and nothing else is used): a barrier orders everything before it against everything
 after it; one virtual block of one operator is run by one thread, the same in every trip of a loop, in the
-order of the trips. An *epoch* is what lies between two barriers of the running program. Two accesses of an
-epoch are ordered only if the same virtual block of the same operator makes them; so a program is free of
-races if and only if, in every epoch, no two accesses of different virtual blocks overlap in bytes with one of
-them a write. That is what is checked here.
+order of the trips; and one thread runs, in program order, all virtual blocks that are alone in their stage.
+An *epoch* is what lies between two barriers of the running program. Two accesses of an epoch are ordered only
+if the same virtual block of the same operator makes them, or two that are alone; so a program is free of
+races if and only if, in every epoch, no two accesses of other pairs of virtual blocks overlap in bytes with
+one of them a write. That is what is checked here.
 
 Every pair is looked at. The program is walked in order with the accesses of the open epoch at hand
 (`_Epoch`), each operator being compared with those before it, and with itself. A loop whose body holds a
@@ -150,6 +151,8 @@ class _Check:
         self.races: list[Race] = []
         self.wants_all = True
         self.touches: dict[OpInst, list[Touch]] = {}
+        lone = map(find_lone_operator, program.stages() if owner is None else ())
+        self.alone = frozenset(filter(None, lone))
         self.places = {b: _place(b, program.arena) for b in program.buffers}
 
     def walk(self, body: Iterable[Item], trips: Trips, epoch: _Epoch) -> _Epoch:
@@ -232,6 +235,8 @@ class _Epoch:
     def _conflict(self, a: _Seen, b: _Seen) -> bool:
         if a.touch.op is b.touch.op:
             return _blocks(a.touch.op) > 1 and not _blocks_are_apart(a, b, self.check)
+        if {a.touch.op, b.touch.op} <= self.check.alone:
+            return False
         return not _operators_are_apart(a, b, self.check)
 
     def _candidates(self, new: _Seen) -> Iterator[_Seen]:
@@ -470,6 +475,12 @@ def _has_barrier(item: Item) -> bool:
     if isinstance(item, Stage):
         return item.barrier
     return item.var.extent > 0 and any(_has_barrier(inner) for inner in item.body)
+
+
+def find_lone_operator(stage: Stage) -> OpInst | None:
+    """The operator of the one virtual block of a stage that has no more than one."""
+    busy = [op for op in stage.ops if _blocks(op)]
+    return busy[0] if len(busy) == 1 and _blocks(busy[0]) == 1 else None
 
 
 # ---- removal

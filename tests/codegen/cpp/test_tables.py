@@ -54,6 +54,12 @@ def test_a_stage_of_little_work_stays_on_one_thread():
     assert [len(r) for r in runs] == [0, 0, 0, 1] or [len(r) for r in runs] == [1, 0, 0, 0]
 
 
+@given(st.floats(0, 1e9), st.integers(1, 9))
+def test_a_block_alone_in_its_stage_is_the_first_threads(cycles, threads):
+    first, *others = cut_stage([Entry(0, 0, 1, 1, cycles)], threads)
+    assert [(r.first, r.last) for r in first] == [(0, 1)] and not any(others)
+
+
 def test_panels_are_kept_together_where_there_are_enough():
     runs = cut_stage([Entry(0, 0, 40, 10, 1e6)], 2)
     assert [(r.first, r.last) for thread in runs for r in thread] == [(0, 20), (20, 40)]

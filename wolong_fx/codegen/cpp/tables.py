@@ -71,11 +71,13 @@ def cut_stage(entries: Sequence[Entry], threads: int) -> list[list[Run]]:
     """Runs of each thread: static contiguous ranges, so that a thread meets the same memory in every trip
     of a loop.
 
-    Cuts fall between panels where there are at least two a thread, else between blocks.
+    Cuts fall between panels where there are at least two a thread, else between blocks. A block that is alone
+    is the first thread's, always: no barrier is needed between two such stages.
     """
     total = sum(e.cycles for e in entries)
     found: list[list[Run]] = [[] for _ in range(threads)]
-    share = total / threads if total > SMALL_STAGE else float("inf")
+    is_alone = sum(e.blocks for e in entries) == 1
+    share = float("inf") if is_alone or total <= SMALL_STAGE else total / threads
     before = 0.0
     for entry in entries:
         unit = _unit(entry, entry.cycles / total * threads if total else 1)

@@ -41,6 +41,7 @@ class Lowering:
     values: dict[Node, Any] = field(default_factory=dict)
     node: Node | None = None
     kept: dict[TensorValue, Buffer] = field(default_factory=dict)
+    means: dict[tuple[TensorValue, tuple[int, ...], DType], TensorValue] = field(default_factory=dict)
     channels_last: set[Buffer] = field(default_factory=set)
     updates: list[tuple[Buffer, TensorValue]] = field(default_factory=list)
     nesting: int = 0

@@ -69,8 +69,10 @@ def _settled(lowering: Lowering, node: Node, value: TensorValue) -> TensorValue:
 
 def _shaped(lowering: Lowering, value: TensorValue, like: torch.Tensor) -> TensorValue:
     dtype = DTYPES[like.dtype]
-    narrowed = TensorValue(value.shape, dtype, lambda at: cast(value.at(at), dtype), cost=value.cost)
-    return reshaped(kept(lowering, narrowed), tuple(like.shape))
+    if value.dtype is not dtype:
+        wide = value
+        value = TensorValue(wide.shape, dtype, lambda at: cast(wide.at(at), dtype), cost=wide.cost)
+    return reshaped(kept(lowering, value), tuple(like.shape))
 
 
 # ---- sums and products
@@ -93,8 +95,13 @@ def lower_mean(
 
 
 def _mean(lowering: Lowering, x: TensorValue, dims: tuple[int, ...], compute: DType) -> TensorValue:
-    count = constant_expr(prod(x.shape[d] for d in dims), compute)
-    return reduction(lowering, "sum", x, dims, compute, lambda total: binary("div", total, count))
+    """In memory, once: a variance and the mean beside it (a layer norm) share it."""
+    key = (x, dims, compute)
+    if key not in lowering.means:
+        count = constant_expr(prod(x.shape[d] for d in dims), compute)
+        mean = reduction(lowering, "sum", x, dims, compute, lambda total: binary("div", total, count))
+        lowering.means[key] = kept(lowering, mean)
+    return lowering.means[key]
 
 
 @lowers(aten.prod.default, aten.prod.dim_int)
@@ -114,7 +121,7 @@ def _variance(
     """(variance, mean) with keepdim shapes dropped."""
     compute = x.dtype.compute
     dims = reduced_dims(dim, x.rank)
-    mean = kept(lowering, _mean(lowering, x, dims, compute))
+    mean = _mean(lowering, x, dims, compute)
     wide = tuple(1 if d in dims else n for d, n in enumerate(x.shape))
     middle = broadcast(reshaped(mean, wide), x.shape)
 

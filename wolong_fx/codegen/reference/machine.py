@@ -4,7 +4,7 @@ barriers.
 The order that a kernel may not rely on is drawn at random here: which physical block owns a virtual block, in
 what order it takes those of one stage, and whose turn it is. What a kernel may rely on is kept: a physical
 block owns the same virtual blocks in every trip of a loop, runs stages in program order, and leaves a barrier
-after all have arrived.
+after all have arrived; one of them owns all virtual blocks that are alone in their stage.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from wolong_fx.codegen.reference.memory import Memory
 from wolong_fx.codegen.reference.operator_run import OperatorRun, Positions
 from wolong_fx.errors import ProgramFault
+from wolong_fx.ir.happens_before import find_lone_operator
 from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
 from wolong_fx.ir.types import Buffer, BufferKind
 
@@ -73,6 +74,8 @@ class _Machine:
 
     def __post_init__(self) -> None:
         self.dead_after = _last_items(self.program)
+        self.alone = frozenset(filter(None, map(find_lone_operator, self.program.stages())))
+        self.owner_of_alone = self.rng.randrange(self.threads)
 
     def run(self) -> None:
         """Let a random physical block take a step until all have left the program."""
@@ -135,10 +138,14 @@ class _Machine:
             self.runs[op] = OperatorRun(self.program, op, self.memory)
             shares: list[list[int]] = [[] for _ in range(self.threads)]
             for block in range(self.runs[op].virtual_blocks):
-                mine = self.owner(op, block) if self.owner else self.rng.randrange(self.threads)
-                shares[mine].append(block)
+                shares[self._owner(op, block)].append(block)
             self.shares[op] = shares
         return self.shares[op]
+
+    def _owner(self, op: OpInst, block: int) -> int:
+        if self.owner:
+            return self.owner(op, block)
+        return self.owner_of_alone if op in self.alone else self.rng.randrange(self.threads)
 
 
 def _last_items(program: Program) -> dict[Buffer, int]:
