@@ -42,11 +42,11 @@ class Subject(nn.Module):
         self.register_buffer("offset", torch.ones(4))
         self.mask = torch.ones(4)
         self.gain, self.sizes, self.table = 3, [1, 2], {"scale": 2.0}
-        self.config = Config()
+        self.config, self.window = Config(), (1, (2, 3))
 
     def forward(self, x, power=1, *, flag=True):
         y = helper(self.inner(x)) * self.gain + self.offset * self.mask + self.sizes[0]
-        y = y * self.table["scale"] + self.config.shift + self.bias_of_class
+        y = y * self.table["scale"] + self.config.shift + self.bias_of_class + self.window[1][0]
         if self.training:
             y = y + 1
         return {"y": y**power if flag else -y, "pair": [y.sum(), 3]}
@@ -173,6 +173,10 @@ def change_list(model):
     model.sizes[0] = 5
 
 
+def change_tuple(model):
+    model.window = (1, (4, 3))
+
+
 def change_dict(model):
     model.table["scale"] = 0.5
 
@@ -212,7 +216,8 @@ def swap_storage_of_weights(model):
 
 CHANGES = (
     *(transpose_weight, swap_parameter, swap_module, append_module, remove_module, swap_buffer),
-    *(swap_tensor_attribute, change_mode, change_attribute, change_list, change_dict, change_object),
+    *(swap_tensor_attribute, change_mode, change_attribute, change_list, change_tuple, change_dict),
+    change_object,
     *(change_class_attribute, replace_forward, replace_dict, replace_class, add_hook, add_pre_hook),
     swap_storage_of_weights,
 )
@@ -273,7 +278,7 @@ def test_a_weight_that_wants_gradients_is_seen():
         (nn.Parameter(torch.rand(2, 4)),),
         (torch.rand(2, 2, 4),),
     ],
-    ids=str,
+    ids=lambda args: "-".join(type(arg).__name__ for arg in args),
 )
 def test_other_arguments_are_seen(subject, args):
     assert subject.check(*args) > 0
