@@ -546,8 +546,7 @@ class _GuardWalk:
             return False
         if isinstance(value, torch.Tensor) and id(value) in self._settled:
             self.tensors.add(id(value))
-        is_constant = value is None or type(value) in (bool, int, float, str)
-        return is_constant or id(value) in self._settled
+        return _is_constant(value) or id(value) in self._settled
 
     def _refuse_relations(self, node: Any) -> None:
         """A relation is one object at both of its ends and would be asked half a question."""
@@ -561,7 +560,17 @@ def _is_followed(accessor: Any, below: Any) -> bool:
     """Whether a settled object leads to the same one each time: its dictionary, an item, a method's self."""
     kind = type(accessor).__name__
     is_method = kind == "GetAttrGuardAccessor" and below.get_source().endswith(".__self__")
-    return is_method or kind in ("GetGenericDictGuardAccessor", "DictGetItemGuardAccessor")
+    return is_method or kind in _FOLLOWED
+
+
+_FOLLOWED = ("GetGenericDictGuardAccessor", "DictGetItemGuardAccessor", "TupleGetItemGuardAccessor")
+
+
+def _is_constant(value: object) -> bool:
+    """Whether nothing in this object can change."""
+    if type(value) is tuple:
+        return all(map(_is_constant, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def first_line(text: str) -> str:
