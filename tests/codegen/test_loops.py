@@ -17,7 +17,7 @@ from wolong_fx.ir.expr import Load, Reduce, walk
 from wolong_fx.ir.happens_before import check_races
 from wolong_fx.ir.program import Loop, Stage
 from wolong_fx.ir.text import print_program
-from wolong_fx.ir.types import BufferKind
+from wolong_fx.ir.types import BufferKind, DType
 from wolong_fx.ir.verify import verify
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
@@ -238,6 +238,22 @@ def test_a_sum_over_steps_and_rows_walks_backwards_without_divisions():
         for v in reduce.over
     )
     check(case, run_program(program, list(case.inputs), seed=0))
+
+
+def test_what_is_walked_only_to_count_the_trips_is_not_made():
+    def generate(h, u):
+        step = lambda h, n, u: ((h @ u).tanh(), h.sin())  # noqa: E731
+        return SCAN(step, (h,), (torch.arange(6),), (u,))
+
+    case = LoopCase(generate, (torch.randn(2, 5), torch.randn(5, 5)))
+    program = program_of(case)
+    assert not [b for b in program.buffers if b.dtype is DType.I64]
+    check(case, run_program(program, list(case.inputs), seed=1))
+
+
+def test_a_loop_of_very_many_trips_is_proved_too():
+    (loop,) = [i for i in program_of(FAMILIES["lstm"](100_000, F32)).body if isinstance(i, Loop)]
+    assert loop.var.extent == 100_000
 
 
 def test_programs_of_few_and_many_steps_differ_only_in_the_number_of_trips():

@@ -50,7 +50,7 @@ HEADER_BYTES = 4096
 ENUMERATED = 1 << 16
 """Points up to which an index is evaluated everywhere when its interval is too wide."""
 
-TRIPS = 1 << 14
+TRIPS = 1 << 20
 """Trips of nested loops that are looked at one by one; more are taken together."""
 
 
