@@ -9,4 +9,11 @@ from wolong_fx.codegen.compile import STEP_DOCS, STEPS, build_programs, compile_
 from wolong_fx.codegen.library_matmuls import why_left_to_library
 from wolong_fx.codegen.lower import why_unsupported
 
-__all__ = ["STEPS", "STEP_DOCS", "build_programs", "compile_partition", "why_left_to_library", "why_unsupported"]
+__all__ = [
+    "STEPS",
+    "STEP_DOCS",
+    "build_programs",
+    "compile_partition",
+    "why_left_to_library",
+    "why_unsupported",
+]
