@@ -338,4 +338,5 @@ def test_every_lowering_is_reached_by_a_sample():
         if dtype in QUICK:
             graph = graph_of(family, dtype)[0].graph
             reached.update(node.target for node in graph.nodes if node.op == "call_function")
-    assert [str(t) for t in LOWERINGS if not reached[t] and t not in UNDEFINED] == []
+    loops = (torch.ops.higher_order.scan,)  # theirs are the families of testing/loops.py
+    assert [str(t) for t in LOWERINGS if not reached[t] and t not in (*UNDEFINED, *loops)] == []

@@ -54,6 +54,7 @@ def test_the_yaml_defaults_are_those_of_the_dataclasses():
 
 def test_every_option_of_the_compiler_is_a_key_of_the_compile_group():
     values = {"target": "reference", "isa": "avx2", "disable": "[fuse-ops,batch-ops]", "dump": "[graph]"}
+    values["verify"] = "always"
     for field in dataclasses.fields(Options):
         config = read(f"compile.{field.name}={values.get(field.name, 3)}").compile
         if isinstance(field.default, str) and field.name not in values:

@@ -827,6 +827,7 @@ _VIEWS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "movedim": (lambda a: a.movedim(0, -1).contiguous(), ((3, 4, 2),)),
     "select_scatter": (lambda a, b: a.select_scatter(b, 1, 2), ((3, 5), (3,))),
     "slice_scatter": (lambda a, b: a.slice_scatter(b, 1, 1, 4), ((3, 5), (3, 3))),
+    "copy": (lambda a, b: torch.ops.aten.copy.default(a.t(), b), ((5, 3), (5,))),
     "view of a view": (lambda a: a.reshape(6, 4).t()[1:].reshape(-1).clone(), ((2, 3, 4),)),
 }
 

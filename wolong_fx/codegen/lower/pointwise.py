@@ -379,13 +379,6 @@ def lower_copy(_: Lowering, node: Node, x: TensorValue, **_layout: Any) -> Tenso
     return TensorValue(x.shape, dtype, lambda at: cast(x.at(at), dtype), cost=x.cost + 1)
 
 
-@lowers(aten.copy.default)
-def lower_copy_into(
-    _: Lowering, node: Node, target: TensorValue, source: TensorValue, *_args: Any
-) -> TensorValue:
-    return elementwise(node, lambda v: v, source, compute=source.dtype, cost=0)
-
-
 # ---- small pieces of formulas
 
 

@@ -122,16 +122,15 @@ class _Emitter:
         if slot is not None:
             return self._with_strides(number, self._builder.part(scan, slot))
         cut = self._builder.call(aten.select.int, self._series(loop, row), 0, step)
-        return (
-            self._with_strides(number, self._builder.call(aten.clone.default, cut))
-            if self._leaves(number)
-            else cut
+        return self._with_strides(
+            number, self._builder.call(aten.clone.default, cut) if self._leaves(number) else cut
         )
 
     def _with_strides(self, number: int, node: Node) -> Node:
-        """What leaves the graph has the strides it had, gaps included: it may have been a view."""
+        """A value has the strides it had, gaps included: it may leave the graph, and a library's MatMul
+        rounds a transposed operand otherwise than a contiguous one."""
         value = value_of(self._arrays.nodes[number])
-        if not self._leaves(number) or same_strides(value, value_of(node)):
+        if same_strides(value, value_of(node)):
             return node
         size, strides = list(value.shape), list(value.stride())
         like = {"dtype": value.dtype, "device": value.device}
