@@ -15,6 +15,15 @@ def test_the_first_signal_is_noted_and_nothing_is_interrupted(number):
         assert stop.signum == number
 
 
+@pytest.fixture
+def usual_ctrl_c():
+    """Ctrl-C as at a terminal: a shell starts what it puts in the background with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_a_second_ctrl_c_interrupts_at_once():
     with StopRequest():
         signal.raise_signal(signal.SIGINT)
