@@ -170,10 +170,6 @@ def _cast(node: Node) -> Replacement | None:
     return Call(aten._to_copy.default, (node.args[0],), {"dtype": dtype}) if is_plain else None
 
 
-def _cast_of_convert(node: Node) -> Replacement | None:
-    return Call(aten._to_copy.default, (node.args[0],), {"dtype": value_of(node).dtype})
-
-
 def _bounded_slice(node: Node) -> Replacement | None:
     """slice with its dimension from 0 and bounds inside the tensor."""
     operand = node.args[0]
