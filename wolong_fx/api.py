@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from wolong_fx import _torch_compat
+from wolong_fx.capture.collector import collector_paused, count_as_old
 from wolong_fx.capture.record import Record, Stats, summarise
 from wolong_fx.errors import CannotOptimize, RunsEagerly
 from wolong_fx.options import Options, is_enabled
@@ -112,9 +113,12 @@ class Compilation:
         known = len(_torch_compat.graph_breaks())
         if self._thin is not None:
             prepare_direct_call(self.options)
-        self._install(self.compiled)
+        with collector_paused():
+            self._install(self.compiled)  # the first mention imports torch's compiler
+            count_as_old()
         try:
-            result = self.compiled(*args, **kwargs)
+            with collector_paused():
+                result = self.compiled(*args, **kwargs)
         except BaseException:
             self._install(self.first_call)
             raise

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from wolong_fx import _torch_compat, pipeline
+from wolong_fx.capture.collector import collector_paused
 from wolong_fx.capture.decompositions import decomposition_table
 from wolong_fx.capture.expand_rnn import expand_rnn_calls, has_expansions, why_rnn_stays_whole
 from wolong_fx.capture.record import AOT_AND_COMPILE, CompiledGraph, Record
@@ -77,8 +78,9 @@ def compile_dynamo_graph(
     _torch_compat.forget_static_inputs(gm, example_inputs, is_weight)
     restore = expand_rnn_calls(gm, record.capture)
     try:
-        rolled = _compile_rolled(gm, example_inputs, options, record)
-        return rolled or _run_aot(gm, example_inputs, options, record)
+        with collector_paused():  # a recompilation is not under that of the first call
+            rolled = _compile_rolled(gm, example_inputs, options, record)
+            return rolled or _run_aot(gm, example_inputs, options, record)
     except Exception as error:
         restore()
         if _torch_compat.is_control_flow_of_dynamo(error):
