@@ -143,6 +143,22 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
         {"loss": float("inf"), "step": 7, "path": "step-5.pt"},
         "the loss is inf at step 7; lower optim.lr or trainer.clip. 'step-5.pt' is the last checkpoint.",
     ),
+    "NoDoubleBackward": (
+        {},
+        "a compiled model has no gradients of gradients (create_graph=True was asked for, and then "
+        "another backward); call wolong_fx.deoptimize(model) for this step.",
+    ),
+    "NoBatchedBackward": (
+        {},
+        "a compiled backward cannot run inside vmap, grad or is_grads_batched=True; call "
+        "wolong_fx.deoptimize(model) for this step, or run one backward for each gradient.",
+    ),
+    "UnexpectedGradient": (
+        {"found": "Odd of layout torch.strided"},
+        "the gradient of a result of a compiled model is of type Odd of layout torch.strided, its backward "
+        "takes plain dense tensors; detach the results that need no gradient, or give their gradients as "
+        "dense tensors.",
+    ),
 }
 
 

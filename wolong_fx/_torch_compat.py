@@ -441,6 +441,85 @@ def _is_left_or_written(given: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class StepLayout:
+    """What a training graph's forward returns, and what becomes of it, where that is nothing unusual.
+
+    updated: positions of the inputs whose new values come first and are copied into them
+    results: how many outputs there are with those; the ones behind them are kept for the backward
+    unsafe_views: of the results, those that the graph made as views of what nobody else sees
+    constants: of the results, those that carry no gradient
+    tangents: of the results, those whose gradients the backward takes
+    """
+
+    updated: tuple[int, ...]
+    results: int
+    unsafe_views: tuple[int, ...]
+    constants: tuple[int, ...]
+    tangents: tuple[int, ...]
+
+
+def find_step_layout() -> StepLayout | None:
+    """Of the forward that AOTAutograd compiles now; None where its wrapper does more than that. 2.13."""
+    from torch._guards import TracingContext
+
+    metadata = getattr(TracingContext.try_get(), "fw_metadata", None)
+    if metadata is None or any(getattr(metadata, name, True) for name in _UNUSUAL_IN_TRAINING):
+        return None
+    updated = tuple(metadata.mutated_inp_runtime_indices)
+    changed = tuple(i for i, given in enumerate(metadata.input_info) if _is_changed(given))
+    if updated != changed or not all(_is_updated_data(metadata.input_info[i]) for i in updated):
+        return None
+    outputs = list(enumerate(metadata.output_info, len(updated)))
+    return StepLayout(
+        updated=updated,
+        results=metadata.num_forward,
+        unsafe_views=tuple(i for i, output in outputs if output.output_type.name == "unsafe_view_alias"),
+        constants=(*range(len(updated)), *(i for i, output in outputs if not output.requires_grad)),
+        tangents=tuple(i for i, output in outputs if output.requires_grad_for_backward),
+    )
+
+
+_UNUSUAL_IN_TRAINING = (
+    *("tokens", "num_backward_tokens", "is_rng_op_functionalized", "num_graphsafe_rng_states"),
+    *("num_intermediate_bases", "num_outputs_aliased", "dynamic_outputs", "grad_enabled_mutation"),
+    *("num_symints_saved_for_bw", "num_opaque_objects_saved_for_bw", "num_tensors_saved_with_no_vc_check"),
+    "indices_of_inputs_that_requires_grad_with_mutations_in_bw",
+)
+"""Of AOTAutograd's ViewAndMutationMeta: where one of them is not zero, empty or false, more is to be done."""
+
+
+def changes_inputs() -> bool:
+    """Whether the graph that AOTAutograd compiles now changes an input, or that is not known. 2.13."""
+    from torch._guards import TracingContext
+
+    metadata = getattr(TracingContext.try_get(), "fw_metadata", None)
+    return metadata is None or any(map(_is_changed, metadata.input_info))
+
+
+def _is_changed(given: Any) -> bool:
+    return given.mutates_data or given.mutates_metadata
+
+
+def _is_updated_data(given: Any) -> bool:
+    """Whether all that is to do is to copy data into a tensor that autograd does not follow."""
+    is_more = given.mutates_metadata or given.mutates_storage_metadata or given.requires_grad
+    return given.mutation_type.name == "MUTATED_OUT_GRAPH" and not is_more
+
+
+def are_transformed(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether torch.func is at work, or some of these are batches of gradients (is_grads_batched). 2.13."""
+    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+    return functorch.peek_interpreter_stack() is not None or any(
+        map(functorch.is_legacy_batchedtensor, tensors)
+    )
+
+
+def release_saved_tensors(context: Any) -> None:
+    """Let an autograd function forget what it saved, unless its graph is kept (retain_graph). 2.13."""
+    getattr(context, "maybe_clear_saved_tensors", lambda: None)()
+
+
+@dataclass(frozen=True)
 class DynamoCode:
     """What Dynamo made of a function in one situation: `code` runs when `guards` hold."""
 

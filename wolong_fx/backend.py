@@ -18,10 +18,11 @@ from wolong_fx.capture.record import AOT_AND_COMPILE, CompiledGraph, Record
 from wolong_fx.capture.refused_dtypes import find_refused_dtypes
 from wolong_fx.capture.rnn import steps_rolled
 from wolong_fx.capture.settings import settings_for_tracing
+from wolong_fx.capture.watch import TrainingGraphs
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options, is_enabled
 from wolong_fx.passes.manager import PassManager
-from wolong_fx.runtime import is_watchable
+from wolong_fx.runtime import TensorSpec, is_watchable
 
 logger = logging.getLogger("wolong_fx")
 
@@ -137,10 +138,11 @@ def is_weight(value: object, is_buffer: bool) -> bool:
 def _run_aot(
     gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, record: Record
 ) -> Callable[..., Any]:
-    compiler = partial(_compile_aten_graph, options=options, record=record)
+    training = TrainingGraphs()
+    compiler = partial(_compile_aten_graph, options=options, record=record, training=training)
     joint_passes = PassManager(pipeline.joint_table(), options, record.capture, label="joint")
     with settings_for_tracing(), record.capture.timed(AOT_AND_COMPILE):
-        return _torch_compat.run_aot_autograd(
+        compiled = _torch_compat.run_aot_autograd(
             gm,
             example_inputs,
             fw_compiler=partial(compiler, role="forward"),
@@ -150,6 +152,9 @@ def _run_aot(
             partition_fn=partial(partition_joint_graph, prepare=joint_passes),
             keep_inference_input_mutations=not torch.is_grad_enabled(),
         )
+    if record.watch is None or training.forward is None:
+        return compiled
+    return record.watch.over_training(compiled, training)
 
 
 def partition_joint_graph(
@@ -175,7 +180,13 @@ def partition_joint_graph(
 
 
 def _compile_aten_graph(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], *, role: str, options: Options, record: Record
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    role: str,
+    options: Options,
+    record: Record,
+    training: TrainingGraphs,
 ) -> Callable[[list[Any]], Any]:
     ledger = Ledger()
     # A step of training changes every weight: what is made of them is made in the kernel, each time.
@@ -189,10 +200,32 @@ def _compile_aten_graph(
     if record.watch is not None and role == "inference":
         compilation, written = _torch_compat.compile_id(), _torch_compat.find_written_inputs()
         compiled = record.watch.over(compiled, compilation=compilation, written=written, launches=launches)
+    elif record.watch is not None and role == "forward":
+        _note_forward(training, compiled, launches)
+        compiled = record.watch.over_forward(training)
+    elif role == "backward":
+        _note_backward(training, compiled, example_inputs)
     # On the object: AOTAutograd wraps a backward by functools.wraps, which copies no attribute of a class.
     compiled._boxed_call = True  # type: ignore[attr-defined]
     record.graphs.append(CompiledGraph(role, _torch_compat.current_frame(), launches, ledger))
     return compiled
+
+
+def _note_forward(training: TrainingGraphs, compiled: Callable[[list[Any]], Any], launches: int) -> None:
+    training.forward, training.launches = compiled, launches
+    training.compilation, training.layout = _torch_compat.compile_id(), _torch_compat.find_step_layout()
+    if training.layout is not None:
+        training.written = training.layout.updated
+    elif not _torch_compat.changes_inputs():
+        training.written = ()
+
+
+def _note_backward(
+    training: TrainingGraphs, compiled: Callable[[list[Any]], Any], example_inputs: Sequence[Any]
+) -> None:
+    if training.layout is not None:
+        gradients = example_inputs[len(example_inputs) - len(training.layout.tangents) :]
+        training.backward, training.gradients = compiled, tuple(map(TensorSpec.of, gradients))
 
 
 _torch_compat.trace_rnn_modules_for(is_wolong)

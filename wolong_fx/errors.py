@@ -216,3 +216,30 @@ class LossNotFinite(WolongError):
         "the loss is {loss!r} at step {step}; lower optim.lr or trainer.clip. "
         "{path!r} is the last checkpoint."
     )
+
+
+class NoDoubleBackward(WolongError, RuntimeError):
+    """Gradients of gradients, which no compiled backward gives."""
+
+    template = (
+        "a compiled model has no gradients of gradients (create_graph=True was asked for, and then another "
+        "backward); call wolong_fx.deoptimize(model) for this step."
+    )
+
+
+class NoBatchedBackward(WolongError, RuntimeError):
+    """A backward inside a transform of torch.func, which a kernel cannot follow."""
+
+    template = (
+        "a compiled backward cannot run inside vmap, grad or is_grads_batched=True; call "
+        "wolong_fx.deoptimize(model) for this step, or run one backward for each gradient."
+    )
+
+
+class UnexpectedGradient(WolongError, RuntimeError):
+    """A gradient that is no plain dense tensor."""
+
+    template = (
+        "the gradient of a result of a compiled model is of type {found}, its backward takes plain dense "
+        "tensors; detach the results that need no gradient, or give their gradients as dense tensors."
+    )

@@ -95,6 +95,8 @@ class Situation:
         (graph,) = graphs
         if graph.written is None:
             raise NotThin("it changes inputs in ways that need care afterwards, or returns views of tensors")
+        if graph.training is not None and not torch.is_grad_enabled():
+            raise NotThin("gradients flow in a part of it only")
         _check_inputs(graph, given, model)
         return cls(arguments, tuple(given), model, version, graph, _result_of(graph, result))
 

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch import nn
 
 from wolong_fx import _torch_compat
-from wolong_fx.capture.watch import GraphCall, Watch
+from wolong_fx.capture.watch import BoxedCallable, GraphCall, TrainingGraphs, Watch
 from wolong_fx.ledger import Ledger
 from wolong_fx.runtime import Executor, Shortcut
+from wolong_fx.runtime.autograd_step import StepGraphs, autograd_step
 from wolong_fx.runtime.direct_call import DirectCall, EntryParts
 from wolong_fx.situation import Model, NotThin, Situation, hooks_in
 
@@ -29,8 +29,6 @@ ENTRIES = 8  # situations kept of a model: as many as Dynamo's graphs of a funct
 
 LONGEST_REST = 10
 """After failing n times in a row to remember a call, the next 2**n are not watched; n is at most this."""
-
-REST_IN_TRAINING = 16
 
 MOST_HOOK_CHANGES = 8
 """Each compiles the model anew, as many times as Dynamo compiles a function by default."""
@@ -79,9 +77,6 @@ class ThinPath:
             return self._compiled(*args, **kwargs)
         with self.watch.watching() as graphs:
             result = self._compiled(*args, **kwargs)
-        if not graphs and torch.is_grad_enabled():
-            self._rest = REST_IN_TRAINING
-            return result
         try:
             self._learn(args, kwargs, result, graphs)
         except NotThin as because:
@@ -126,6 +121,7 @@ class ThinPath:
             tensors=tuple(model.tensors[key] for key in pinned),
             inputs=tuple(inputs[i] for i in order),
             written=tuple(order.index(i) for i in seen.graph.written or ()),
+            moves_versions=seen.graph.training is None,
             guard=guard,
             scope=scope,
         )
@@ -144,6 +140,8 @@ class ThinPath:
         return guard, scope, met
 
     def _shortcut(self, graph: GraphCall) -> Shortcut:
+        if graph.training is not None:
+            return Shortcut(_training_call(graph, graph.training), tuple(range(len(graph.inputs))))
         if isinstance(graph.run, Executor):
             graph.run.write_addresses_by(self._write_addresses)
             if set(graph.written or ()) <= set(graph.run.shortcut.order):
@@ -180,3 +178,18 @@ class ThinPath:
         if because not in self._said:
             self._said.add(because)
             self._ledger.note(STEP, type(self._module).__name__, action, because)
+
+
+def _training_call(graph: GraphCall, training: TrainingGraphs) -> BoxedCallable:
+    """From the inputs of the whole graph to its results: by our own call of its halves, if that will do."""
+    given, layout = training.given or (), training.layout
+    if training.forward is None or training.backward is None or layout is None:
+        return graph.run
+    if len(given) != len(graph.inputs):
+        return graph.run
+    pairs = list(zip(graph.inputs, given, strict=True))
+    detached = tuple(i for i, (mine, theirs) in enumerate(pairs) if mine is not theirs)
+    if any(pairs[i][0].data_ptr() != pairs[i][1].data_ptr() for i in detached):
+        return graph.run
+    graphs = StepGraphs(training.forward, training.backward, layout, training.gradients, detached)
+    return autograd_step(graphs)

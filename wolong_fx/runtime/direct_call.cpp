@@ -243,6 +243,7 @@ struct Situation {
   std::vector<Py_ssize_t> slots;
   std::vector<size_t> given, all;  // which inputs are of the call, and every one
   std::vector<size_t> written;     // which inputs the function writes
+  bool moves_versions = true;      // whether that is to be seen by their counters before it does
 
   Situation(PyObject* arguments, PyObject* result) : arguments(arguments), result(result) {}
 
@@ -295,6 +296,7 @@ struct Situation {
 
   // As eager's operators do: what was saved for a backward, or kept until it changes, is seen to be stale.
   void bump_versions(PyObject* list) const {
+    if (!moves_versions) return;
     for (size_t w : written) tensor_in(PyList_GET_ITEM(list, w)).unsafeGetTensorImpl()->bump_version();
   }
 };
@@ -306,7 +308,7 @@ struct Entry {
 };
 
 // Without inputs (None) the function is the model itself: it takes the call's arguments, and needs no guard.
-enum Held { ARGUMENTS, WANTED, MODULES, DICTS, FUNCTION, RESULT, TENSORS, INPUTS, WRITTEN, GUARD, SCOPE, HELD };
+enum Held { ARGUMENTS, WANTED, MODULES, DICTS, FUNCTION, RESULT, TENSORS, INPUTS, WRITTEN, MOVES, GUARD, SCOPE, HELD };
 
 PyObject* held_by(Entry* entry, Held which) { return PyTuple_GET_ITEM(entry->held, which); }
 
@@ -380,6 +382,7 @@ void fill(Situation& situation, PyObject* held) {
     situation.inputs.push_back(is_slot ? nullptr : input);
     situation.slots.push_back(is_slot ? PyLong_AsSsize_t(input) : 0);
   });
+  situation.moves_versions = list(MOVES) == Py_True;
   each(WRITTEN, [&](PyObject* position) { situation.written.push_back(PyLong_AsSize_t(position)); });
 }
 
@@ -393,7 +396,7 @@ PyObject* args_without_tensors(PyObject* args) {
 
 PyObject* Entry_new(PyTypeObject* type, PyObject* args, PyObject*) {
   if (PyTuple_GET_SIZE(args) != HELD || tensor_offset < 0) {
-    PyErr_SetString(PyExc_TypeError, "Entry takes eleven arguments, after read_tensors_at");
+    PyErr_SetString(PyExc_TypeError, "Entry takes twelve arguments, after read_tensors_at");
     return nullptr;
   }
   for (int which : {ARGUMENTS, WANTED, MODULES, DICTS, RESULT, TENSORS, INPUTS, WRITTEN}) {

@@ -51,7 +51,7 @@ class DirectCall(NamedTuple):
 
 
 class EntryParts(NamedTuple):
-    """What an Entry consists of; the last six are missing where `function` is the model's own call.
+    """What an Entry consists of; the last seven are missing where `function` is the model's own call.
 
     arguments: the structure of (args, kwargs)
     wanted: tensors like those among the arguments
@@ -60,7 +60,8 @@ class EntryParts(NamedTuple):
     result: the structure of the result
     tensors: of the model, whose metadata must stay
     inputs: each a place among the tensors of the arguments, or one of `tensors`
-    written: positions of those inputs that `function` writes, whose version counters move first
+    written: positions of those inputs that `function` writes
+    moves_versions: whether their version counters move first, because `function` does not do it
     guard: is called with `scope` and answers True while all else is as it was
     """
 
@@ -73,6 +74,7 @@ class EntryParts(NamedTuple):
     tensors: tuple[torch.Tensor, ...] = ()
     inputs: tuple[int | torch.Tensor, ...] | None = None
     written: tuple[int, ...] = ()
+    moves_versions: bool = True
     guard: Callable[[Any], bool] | None = None
     scope: dict[str, Any] | None = None
 
