@@ -151,6 +151,15 @@ def test_a_state_that_a_product_reads_does_not_turn_its_loop():
         assert print_program(program_of(case)) == as_written, family
 
 
+def test_a_state_that_no_trip_reads_does_not_turn_its_loop():
+    def unread(h, x, u):
+        step = lambda h, g, x, u: (((g + x).sin() @ u).tanh(), (g + x).cos())  # noqa: E731
+        return SCAN(step, (h, h * 2), (x,), (u,))
+
+    case = LoopCase(unread, (torch.randn(2, 5), torch.randn(4, 2, 5), torch.randn(5, 5)))
+    check(case, run_program(program_of(case), list(case.inputs), seed=1))
+
+
 def test_what_only_its_own_point_reads_has_one_place_and_the_rest_two():
     assert carried(program_of(FAMILIES["lstm"](7, F32))) == [(2, 3, 7), (3, 7)]
     assert carried(program_of(FAMILIES["cumulative"](3, F32))) == [(), (5, 4)]

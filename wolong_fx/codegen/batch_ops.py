@@ -35,7 +35,9 @@ def batch_ops(ops: list[Element], ledger: Ledger) -> list[Element]:
     Loops stay as they are, and so do the buffers that they hand from trip to trip.
     """
     pinned = carry_buffers(ops).union(*(op.reads() for op in ops if isinstance(op, Exit)))
-    batcher = _Batcher(frozenset(pinned), ledger)
+    written = {b for op in ops for b in op.writes()}
+    elsewhere = {b for op in ops for b in op.reads() if b not in written}
+    batcher = _Batcher(frozenset(pinned), frozenset(pinned | elsewhere), ledger)
     done: list[Element] = []
     for level in _by_level(ops):
         done += (op for op in level if not isinstance(op, OpInst))
@@ -62,9 +64,14 @@ class _Member:
 
 @dataclass
 class _Batcher:
-    """Batches groups of operators, each group of one level, levels in order."""
+    """Batches groups of operators, each group of one level, levels in order.
+
+    pinned: buffers that others write, or read, at places of their own choice
+    immovable: those, and what nobody here writes: it is filled outside of the loop that this is the body of
+    """
 
     pinned: Collection[Buffer]
+    immovable: Collection[Buffer]
     ledger: Ledger
     moves: Moves = field(default_factory=Moves)
 
@@ -72,7 +79,7 @@ class _Batcher:
         """The operators that do the work of these, which are isomorphic with their reads left open."""
         here = [self.moves.relocate(op) for op in ops]
         stretches = len(self._runs(here))
-        gathering = find_gathering(ops, stretches, self.moves, self.pinned) if stretches > 1 else None
+        gathering = find_gathering(ops, stretches, self.moves, self.immovable) if stretches > 1 else None
         if gathering is None:
             return self._to_fixpoint(here)
         for op in ops[1:]:

@@ -19,6 +19,7 @@ from wolong_fx.codegen.cost_model import Forecast
 from wolong_fx.codegen.drop_dead_ops import drop_dead_ops
 from wolong_fx.codegen.eager_memory import eager_peak_bytes
 from wolong_fx.codegen.fuse_ops import fuse_ops
+from wolong_fx.codegen.join_loops import Estimate, JoinLoops, never_known
 from wolong_fx.codegen.loops import Element, Step, count_ops, in_every_scope, map_ops
 from wolong_fx.codegen.lower import lower_graph
 from wolong_fx.codegen.order_dims import order_dims
@@ -78,17 +79,24 @@ BEFORE_SPLIT: tuple[tuple[str, Step], ...] = (
 )
 """What happens to the operators while those of the two programs stand side by side."""
 
-AFTER_SPLIT: tuple[tuple[str, Step], ...] = (
-    ("fuse-ops", in_every_scope(fuse_ops)),
-    ("rotate-loops", in_every_scope(rotate_loops)),
-    ("batch-ops", in_every_scope(batch_ops)),
-    ("order-dims", _order_all),
-    ("collapse-dims", _collapse_all),
-    ("split-reductions", _split_all),
-)
-"""What happens to the operators of each of them, up to scheduling."""
 
-STEPS = (*BEFORE_SPLIT, *AFTER_SPLIT)
+def after_split(estimate: Estimate = never_known) -> tuple[tuple[str, Step], ...]:
+    """What happens to the operators of each of them, up to scheduling.
+
+    estimate: how long the target expects elements to take
+    """
+    return (
+        ("fuse-ops", in_every_scope(fuse_ops)),
+        ("rotate-loops", in_every_scope(rotate_loops)),
+        ("join-loops", in_every_scope(JoinLoops(estimate))),
+        ("batch-ops", in_every_scope(batch_ops)),
+        ("order-dims", _order_all),
+        ("collapse-dims", _collapse_all),
+        ("split-reductions", _split_all),
+    )
+
+
+STEPS = (*BEFORE_SPLIT, *after_split())
 """What happens to the operators between lowering and scheduling."""
 
 STEP_DOCS = {
@@ -106,7 +114,8 @@ def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
     Raises UnsupportedOperator for a node that `why_unsupported` refuses, NoCompiler and CompilerFailed.
     """
     target = find_target(options)
-    split = build_programs(gm, options, ledger, target.choose_tile, target.pack_operands)
+    choices = target.choose_tile, target.pack_operands, target.estimate
+    split = build_programs(gm, options, ledger, *choices)
     run, prepare = split.run, split.prepare
     with ledger.timed(FORECAST):
         forecast = target.forecast(run)
@@ -153,11 +162,13 @@ def build_programs(
     ledger: Ledger,
     choose_tile: ChooseTile,
     pack_operands: PackOperands = leave_operands,
+    estimate: Estimate = never_known,
 ) -> SplitProgram:
     """The programs of a partition, scheduled and planned, verified, with only the barriers they need.
 
     Placeholders with meta["static"] are weights; what depends on them alone is prepared.
     choose_tile, pack_operands: the target's choices; by default operands stay as they are
+    estimate: by default what may be joined is
     """
     with ledger.timed("lower"):
         lowered = lower_graph(gm)
@@ -166,7 +177,7 @@ def build_programs(
     ops = _run_steps(lowered.ops, BEFORE_SPLIT, options, ledger)
     with ledger.timed(SPLIT):
         ops = splitter.take(ops)
-    ops = _run_steps(ops, AFTER_SPLIT, options, ledger)
+    ops = _run_steps(ops, after_split(estimate), options, ledger)
     if PACK not in options.disable:
         with ledger.timed(PACK):
             ops = pack_operands(ops, splitter.readable, splitter.room)
@@ -200,7 +211,7 @@ def _prepare_program(
     preparation: Preparation, options: Options, choose_tile: ChooseTile, ledger: Ledger
 ) -> Program:
     with ledger.timed(SPLIT):  # its steps are not counted among those of the graph
-        ops = _run_steps(list(preparation.ops), AFTER_SPLIT, options, Ledger())
+        ops = _run_steps(list(preparation.ops), after_split(), options, Ledger())
     io = [*preparation.inputs, *preparation.outputs]
     return _finish_program("wolong_prepare", ops, io, choose_tile, ledger)
 

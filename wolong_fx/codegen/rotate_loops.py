@@ -66,7 +66,8 @@ def _find_last(loop: LoopInst, carry: Carry) -> OpInst | None:
     is_plain = len(last.stores) == 1 and not any(d.sequential for d in last.dims)
     if not is_plain or last.stores[0].accumulate or any(carry.new in e.reads() for e in loop.body):
         return None
-    return last if all(user in loop.body and _reads_points(user, carry.old) for user in users) else None
+    is_awaited = users and all(user in loop.body and _reads_points(user, carry.old) for user in users)
+    return last if is_awaited else None
 
 
 def _reads_points(op: OpInst, buffer: Buffer) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ from wolong_fx.codegen.cpp import KernelSource, choose_tile, emit_program, pack_
 from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.lower.value import TORCH_DTYPES
 from wolong_fx.codegen.reference import ReferenceKernel
+from wolong_fx.codegen.schedule_ops import schedule_ops
 from wolong_fx.ir.program import OpInst, Program
 from wolong_fx.ir.text import print_program
 from wolong_fx.ir.types import Buffer, BufferKind
@@ -41,6 +42,10 @@ class Target(Protocol):
         static: buffers that stay the same between calls, copies of which are kept
         room: bytes that may be kept
         """
+        ...
+
+    def estimate(self, elements: Sequence[Element]) -> float | None:
+        """Seconds that elements take, scheduled by themselves, if that can be said."""
         ...
 
     def forecast(self, program: Program) -> Forecast | None:
@@ -82,6 +87,10 @@ class CppTarget:
     def pack_operands(self, ops: list[Element], static: Collection[Buffer], room: int) -> list[Element]:
         return pack_operands(ops, self.isa, static, room)
 
+    def estimate(self, elements: Sequence[Element]) -> float:
+        program = schedule_ops("estimate", elements, (), self.choose_tile)
+        return forecast(program, self.isa, self.threads, self.costs).seconds
+
     def forecast(self, program: Program) -> Forecast:
         return _forecast(program, self.isa, self.threads, self.costs, may_choose=not self.options.threads)
 
@@ -120,6 +129,9 @@ class ReferenceTarget:
 
     def pack_operands(self, ops: list[Element], static: Collection[Buffer], room: int) -> list[Element]:
         return ops
+
+    def estimate(self, elements: Sequence[Element]) -> None:
+        return None
 
     def forecast(self, program: Program) -> None:
         return None

@@ -241,9 +241,12 @@ FAMILIES: Mapping[str, Family] = {
 """Every kind of loop, by name."""
 
 
-def random_loop(rng: random.Random) -> LoopCase:
-    """A recurrence over two states of one width that mixes products, views and pointwise work at random."""
-    steps, rows, width = rng.choice((1, 2, 3, 7)), rng.randint(1, 4), rng.choice((3, 8))
+def random_loop(rng: random.Random, steps: int = 0) -> LoopCase:
+    """A recurrence over two states of one width that mixes products, views and pointwise work at random.
+
+    steps: 0 = a random number
+    """
+    steps, rows, width = steps or rng.choice((1, 2, 3, 7)), rng.randint(1, 4), rng.choice((3, 8))
     choices = [rng.randrange(len(_MIXES)) for _ in range(rng.randint(2, 5))]
     picks = [[rng.randrange(4) for _ in range(2)] for _ in choices]
     ends = [rng.randrange(len(choices) + 3) for _ in range(4)]
@@ -259,6 +262,24 @@ def random_loop(rng: random.Random) -> LoopCase:
 
     shapes = ((rows, width), (rows, width), (steps, rows, width), (width, width))
     return LoopCase(function, _tensors(torch.float32, *shapes))
+
+
+def random_loops(rng: random.Random) -> LoopCase:
+    """Two or three random recurrences; some start from what another one left, so they have to wait for it."""
+    steps = rng.choice((1, 2, 3, 7))
+    cases = [random_loop(rng, steps if rng.random() < 0.8 else 0) for _ in range(rng.randint(2, 3))]
+    fed_by = [rng.choice((None, *range(n))) for n in range(len(cases))]
+
+    def function(*values: Tensor) -> tuple[Tensor, ...]:
+        done: list[tuple[Tensor, ...]] = []
+        for case, source in zip(cases, fed_by, strict=True):
+            h, *others = values[: len(case.inputs)]
+            values = values[len(case.inputs) :]
+            start = h if source is None else h + done[source][0].mean()
+            done.append(case.function(start, *others))
+        return tuple(result for results in done for result in results)
+
+    return LoopCase(function, tuple(x for case in cases for x in case.inputs))
 
 
 _MIXES: tuple[Callable[[Tensor, Tensor, Tensor], Any], ...] = (
