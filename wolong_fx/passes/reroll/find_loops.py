@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 from wolong_fx.passes.reroll.budget import Budget, OutOfBudgetError
 from wolong_fx.passes.reroll.check_loop import find_flaw
@@ -12,9 +13,9 @@ from wolong_fx.passes.reroll.graph_arrays import GraphArrays
 from wolong_fx.passes.reroll.grow_shift import ShiftMap, chains
 from wolong_fx.passes.reroll.labels import Labelling, label_nodes
 from wolong_fx.passes.reroll.loop import Loop
-from wolong_fx.passes.reroll.orbits import FEWEST_STEPS, cut_orbits
+from wolong_fx.passes.reroll.orbits import cut_orbits
 from wolong_fx.passes.reroll.place_window import propose_windows
-from wolong_fx.passes.reroll.seeds import Seed, find_seeds
+from wolong_fx.passes.reroll.seeds import Seed, find_seeds, has_repeated_calls
 
 MOST_LOOPS = 16
 WORK_PER_NODE = 400  # 80-step LSTMs take 20 to 40 units a node
@@ -41,11 +42,12 @@ class Search:
 def find_loops(arrays: GraphArrays) -> Search:
     """The loops of a graph, none overlapping, every one proved. Near-linear: the search is cut short."""
     search = Search(arrays, Budget(WORK_PER_NODE * max(len(arrays.live), 1)))
-    labellings = [label_nodes(arrays, by_identity=True), label_nodes(arrays, by_identity=False)]
+    # Each is made when it is asked for, once: the second costs as much as the first and is rarely needed.
+    labellings = [cache(partial(label_nodes, arrays, by_identity=known)) for known in (True, False)]
     free = set(arrays.live)
     least = max(LEAST_GAIN, len(free) // LEAST_SHARE)
     try:
-        while len(free) >= 2 * FEWEST_STEPS and len(search.loops) + len(search.siblings) < MOST_LOOPS:
+        while has_repeated_calls(arrays, free) and len(search.loops) + len(search.siblings) < MOST_LOOPS:
             best = _find_best(search, labellings, free, least)
             if best is None:
                 break
@@ -68,10 +70,13 @@ def _gain(loop: Loop) -> int:
     return len(loop.rows) * (loop.trips - 1)
 
 
-def _find_best(search: Search, labellings: list[Labelling], free: set[int], least: int) -> Loop | None:
+def _find_best(
+    search: Search, labellings: Sequence[Callable[[], Labelling]], free: set[int], least: int
+) -> Loop | None:
     """The loop that takes most nodes out; shapes alone are a guess only where identity found little."""
     best, most = None, least - 1
-    for labelling in labellings:
+    for labelled in labellings:
+        labelling = labelled()
         for seeds in find_seeds(search.arrays, labelling, sorted(free)):
             for loop in _loops_of_seeds(search, labelling, free, seeds, most):
                 best, most = loop, _gain(loop)

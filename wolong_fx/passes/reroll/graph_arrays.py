@@ -166,15 +166,27 @@ def name_all_parts(graph: Graph) -> None:
 
     The last step of a recurrence uses fewer than the others, and would not be a step of the loop.
     """
-    for node in [n for n in graph.nodes if n.op in ("call_function", "call_method") and _has_parts(n)]:
-        taken = {user.args[1] for user in node.users if user.target is operator.getitem}
-        if not taken or not all(user.target is operator.getitem for user in node.users):
-            continue
-        with graph.inserting_after(node):
-            for index in set(range(len(value_of(node)))) - taken:
+    for node in list(graph.nodes):
+        for index in _unnamed_parts(node):
+            with graph.inserting_after(node):
                 part = graph.call_function(operator.getitem, (node, index))
                 part.meta = {k: v for k, v in node.meta.items() if k not in ("val", "example_value")}
                 part.meta["val" if "val" in node.meta else "example_value"] = value_of(node)[index]
+
+
+def has_unnamed_parts(graph: Graph) -> bool:
+    """Whether a call has results of which some are taken, and others not."""
+    return any(map(_unnamed_parts, graph.nodes))
+
+
+def _unnamed_parts(node: Node) -> set[int]:
+    """Which results of a call are not taken, of a call whose results are taken one by one."""
+    if node.op not in ("call_function", "call_method") or not _has_parts(node):
+        return set()
+    taken: set[Any] = {user.args[1] for user in node.users if user.target is operator.getitem}  # type: ignore[misc]
+    if not taken or not all(user.target is operator.getitem for user in node.users):
+        return set()
+    return set(range(len(value_of(node)))) - taken
 
 
 def _has_parts(node: Any) -> bool:

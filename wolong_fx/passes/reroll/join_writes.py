@@ -36,12 +36,17 @@ class _Writes:
         return all(part.is_row for part, _ in self.parts.values())
 
 
+def has_writes(graph: Graph) -> bool:
+    """Whether anything is assigned to a part of a tensor."""
+    return bool(graph.find_nodes(op="call_function", target=operator.setitem, sort=False))
+
+
 def join_writes(graph: Graph) -> None:
     """Replace all such writes of `graph`, in place; those of which that would not be exact stay.
 
     Exact if no other effect is left in the graph, which is for the caller to see.
     """
-    if not any(node.target is operator.setitem for node in graph.nodes):
+    if not has_writes(graph):
         return
     order = {node: place for place, node in enumerate(graph.nodes)}
     key = "val" if any("val" in node.meta for node in graph.nodes) else "example_value"

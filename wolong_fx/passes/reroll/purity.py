@@ -54,28 +54,38 @@ def find_effect(graph: Graph) -> str | None:
 
 def is_repeatable(node: Node) -> bool:
     """False of calls that draw, or give whatever was in memory: those stay where they are."""
-    if node.op in ("placeholder", "get_attr"):
-        return False
-    if isinstance(node.target, OpOverload):
-        return not is_random(node.target) and not _is_unset(node.target._schema.name.split("::")[1])
-    name = call_name(node)
-    return not is_draw(node) and not _is_unset(name)
+    return (
+        node.op not in ("placeholder", "get_attr") and not _draws(node.target) and not _is_unset(node.target)
+    )
 
 
 def is_draw(node: Node) -> bool:
     """True of calls that draw from torch's generator, or may: their order is kept."""
-    if isinstance(node.target, OpOverload):
-        return is_random(node.target)
-    name = call_name(node)
-    return name in _DRAWS or name.startswith(_DRAWS_STARTING)
+    return _draws(node.target)
 
 
 def call_name(node: Node) -> str:
     """The name of the function or method that the node calls."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return _name_of(node.target)
 
 
-def _is_unset(name: str) -> bool:
+# A graph of 20,000 calls has a dozen targets: what is a fact of the target alone is found once.
+@cache
+def _draws(target: Any) -> bool:
+    if isinstance(target, OpOverload):
+        return is_random(target)
+    return _name_of(target) in _DRAWS or _name_of(target).startswith(_DRAWS_STARTING)
+
+
+@cache
+def _name_of(target: Any) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+@cache
+def _is_unset(target: Any) -> bool:
+    is_operator = isinstance(target, OpOverload)
+    name = target._schema.name.split("::")[1] if is_operator else _name_of(target)
     return name.startswith(_UNSET)
 
 
@@ -83,7 +93,7 @@ def _find_effect(node: Node) -> str | None:
     if isinstance(node.target, OpOverload):
         return None if is_random(node.target) else effect_of(node.target) or None
     name = call_name(node)
-    if _is_write(node, name):
+    if _is_write_by_name(node.target) or _writes_by_argument(node):
         return "writes its operand in place"
     if node.op == "call_method":
         return None if name not in _ACTING_METHODS else "leaves the graph"
@@ -93,12 +103,16 @@ def _find_effect(node: Node) -> str | None:
 _ACTING_METHODS = {"backward", "register_hook", "item", "tolist", "numpy", "share_memory_", "retain_grad"}
 
 
-def _is_write(node: Node, name: str) -> bool:
+@cache
+def _is_write_by_name(target: Any) -> bool:
+    name = _name_of(target)
     if name.endswith("_") and not name.endswith("__"):
         return True
-    if node.kwargs.get("out") is not None or _is_inplace(node):
-        return True
-    return getattr(node.target, "__module__", "") == "_operator" and name in _WRITES
+    return getattr(target, "__module__", "") == "_operator" and name in _WRITES
+
+
+def _writes_by_argument(node: Node) -> bool:
+    return node.kwargs.get("out") is not None or _is_inplace(node)
 
 
 def _is_inplace(node: Node) -> bool:
@@ -115,6 +129,7 @@ def _inplace_position(target: Callable[..., Any]) -> int:
     return names.index("inplace") if "inplace" in names else len(names) + 99
 
 
+@cache
 def _is_known(target: Any) -> bool:
     if target is torch.ops.higher_order.scan:
         return True

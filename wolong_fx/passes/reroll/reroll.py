@@ -14,12 +14,17 @@ from wolong_fx.passes.edit import Note
 from wolong_fx.passes.reroll.emit_graph import emit_graph
 from wolong_fx.passes.reroll.find_joins import Places
 from wolong_fx.passes.reroll.find_loops import Search, find_loops
-from wolong_fx.passes.reroll.graph_arrays import GraphArrays, name_all_parts, number_graph
-from wolong_fx.passes.reroll.join_writes import join_writes
+from wolong_fx.passes.reroll.graph_arrays import (
+    GraphArrays,
+    has_unnamed_parts,
+    name_all_parts,
+    number_graph,
+)
+from wolong_fx.passes.reroll.join_writes import has_writes, join_writes
 from wolong_fx.passes.reroll.judge_loop import why_not_worth
 from wolong_fx.passes.reroll.loop import Loop
 from wolong_fx.passes.reroll.purity import find_effect
-from wolong_fx.passes.reroll.split_new_axes import split_new_axes
+from wolong_fx.passes.reroll.split_new_axes import has_new_axes, split_new_axes
 
 SMALLEST = 12  # a graph of fewer nodes has nothing to gain
 
@@ -51,7 +56,13 @@ class Reroll(Pass):
 
 
 def _in_searched_form(graph_module: GraphModule) -> GraphModule:
-    """A copy in the form that is searched: all results named, steps written into a tensor joined."""
+    """The graph in the form that is searched: all results named, steps written into a tensor joined.
+
+    A copy if that changes anything: copying costs a quarter of the search.
+    """
+    given = graph_module.graph
+    if not (has_unnamed_parts(given) or has_writes(given) or has_new_axes(given)):
+        return graph_module
     graph = Graph()
     returned = graph.graph_copy(graph_module.graph, {})
     graph.output(returned).meta = dict(graph_module.graph.output_node().meta)

@@ -33,14 +33,20 @@ def find_seeds(arrays: GraphArrays, labelling: Labelling, free: Iterable[int]) -
 
     A step has many colours of one size, the trip count; the middle of a loop is far from its odd ends. Where
     a step is one operator, a few rounds of refinement see both ends from everywhere: then coarser colours do.
-    What only reads at a number computes nothing that steps could hand on: no loop is of such nodes alone.
     """
     free = [node for node in free if not arrays.is_fixed[node]]
-    computing = [node for node in free if not arrays.numbers[node]]
-    if not _members_of_colours(labelling.levels[0], computing):
-        return
     for level in LEVELS:
         yield from _seeds_of_colours(arrays, labelling.levels[level], free)
+
+
+def has_repeated_calls(arrays: GraphArrays, free: Iterable[int]) -> bool:
+    """Whether enough of these nodes are the same call for one to be the step of a loop.
+
+    What only reads at a number computes nothing that steps could hand on: no loop is of such nodes alone.
+    """
+    computing = (node for node in free if not arrays.is_fixed[node] and not arrays.numbers[node])
+    counts = Counter(arrays.kinds[node] for node in computing)
+    return any(count >= FEWEST_MEMBERS for count in counts.values())
 
 
 def _seeds_of_colours(arrays: GraphArrays, colours: list[int], free: list[int]) -> Iterator[list[Seed]]:

@@ -12,17 +12,23 @@ from wolong_fx.passes.reroll.builder import Builder, aten, find_fake_mode
 from wolong_fx.passes.reroll.readings import index_numbers, value_of
 
 
+def has_new_axes(graph: Graph) -> bool:
+    """Whether an index reads at a number and adds a dimension."""
+    return any(map(_has_both, _readings(graph)))
+
+
 def split_new_axes(graph: Graph) -> None:
     """Replace, in place, indices of integers, slices and None by two views, one without and one with None."""
-    found = [
-        node for node in graph.find_nodes(op="call_function", target=operator.getitem) if _has_both(node)
-    ]
-    if not found:
+    if not has_new_axes(graph):
         return
     key = "val" if any("val" in node.meta for node in graph.nodes) else "example_value"
     builder = Builder(graph, key, find_fake_mode(graph))
-    for node in found:
+    for node in filter(_has_both, _readings(graph)):
         _split(node, builder)
+
+
+def _readings(graph: Graph) -> list[Node]:
+    return list(graph.find_nodes(op="call_function", target=operator.getitem, sort=False))
 
 
 def _has_both(node: Node) -> bool:
