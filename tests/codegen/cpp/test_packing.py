@@ -72,11 +72,11 @@ def test_what_the_program_itself_writes_is_not_packed():
     assert pack_operands(ops, "avx512") == ops
 
 
-def product_of_computed(rows: int) -> tuple[list[OpInst], list[Buffer]]:
+def product_of_computed(rows: int, columns: int = 20) -> tuple[list[OpInst], list[Buffer]]:
     """y[i, j] = sum over (s, t) of x[s, t, i] * z[s, t, j], x walked backwards; z is computed first."""
     p = ProgramBuilder("computed")
-    x, v, z = p.input("x", 5, 3, rows), p.input("v", 5, 3, 20), p.temporary("z", 5, 3, 20)
-    s, t, i, j, y = Var("s", 5), Var("t", 3), Var("i", rows), Var("j", 20), p.output("y", rows, 20)
+    x, v, z = p.input("x", 5, 3, rows), p.input("v", 5, 3, columns), p.temporary("z", 5, 3, columns)
+    s, t, i, j, y = Var("s", 5), Var("t", 3), Var("i", rows), Var("j", columns), p.output("y", rows, columns)
     product = mul(load(x, Index.of(s) * -1 + 4, t, i), load(z, s, t, j))
     ops = [
         operator("z", (s, t, j), Store(at(z, s, t, j), Unary("tanh", load(v, s, t, j)))),
@@ -91,6 +91,22 @@ def test_what_is_computed_is_packed_behind_its_last_writer(check_cpp, isa):
     assert [op.name for op in packed if isinstance(op, OpInst)] == ["z", "pack_z", "y"]
     assert packed[2].reads() != ops[1].reads()
     check_cpp(program_of(packed, io), isa)
+
+
+@pytest.mark.parametrize("rows", [6, 16, 41])
+def test_rows_whose_steps_lie_apart_are_packed_if_many_columns_meet_them(check_cpp, isa, rows):
+    ops, io = product_of_computed(rows, columns=64 * LEAST_USES)
+    packed = pack_operands(ops, isa)
+    copies = [op for op in packed if isinstance(op, OpInst) and op.name == "pack_x"]
+    assert len(copies) == 1
+    assert copies[0].writes()[0].shape[1:-1] == (5, 3, 1)  # (panel of rows, steps, operand, row)
+    check_cpp(program_of(packed, io), isa)
+
+
+def test_rows_that_lie_along_their_steps_stay_where_they_are():
+    op = row_times_matrix(16, "kn")
+    packed = pack_operands([op] * LEAST_USES * 8, "avx512")
+    assert packed[-1].reads()[0] == op.reads()[0]
 
 
 def test_a_matrix_that_few_rows_meet_stays_where_it_is():

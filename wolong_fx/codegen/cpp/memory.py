@@ -71,8 +71,10 @@ class MemoryText:
         is_vector = ctx.lane in needs
         ragged = ctx.active if is_vector else None
         needs |= ragged.needs if ragged else frozenset()
-        kind = access.buffer.dtype
-        if is_vector and (place.stride is None or (ok is not None and ok.is_vector)):
+        kind, is_lanewise = access.buffer.dtype, ok is not None and ok.is_vector
+        if is_vector and place.stride == 1 and is_lanewise:
+            text = f"load_where({place.address}, {_mask(ok, ragged)})"
+        elif is_vector and (place.stride is None or is_lanewise):
             text = f"gather({place.pointer}, {_vector_offset(place)}, {_mask(ok, ragged)})"
         elif is_vector:
             text = place.vector_load(ragged)
@@ -81,8 +83,10 @@ class MemoryText:
         value = self._from_memory(text, kind, needs, is_vector, ctx)
         if ok is None:
             return value
+        if is_lanewise and is_vector and not node.fill:  # lanes that are not read are zeros
+            return replace(value, needs=value.needs | ok.needs)
         other = 0 if node.fill is None else node.fill
-        return self._guarded(value, ok, const_text(other, kind), ctx, lazy=not ok.is_vector, raw=text)
+        return self._guarded(value, ok, const_text(other, kind), ctx, lazy=not is_lanewise, raw=text)
 
     def address(self, load: Load, ctx: Context) -> str:
         """Where an affine load finds its first lane."""

@@ -4,7 +4,8 @@ A recurrence reads its weights at every step. In place, the columns that one thr
 fill only part of the cache's sets, and 80 steps of an LSTM of 256 units took 1.5 times as long (460 us
 against 300) as from panels of a few vectors' columns, the dots of a group side by side. The gradient of its
 weights sums over 1280 rows that lie 1 KiB apart, and fall into a sixteenth of the cache's sets: 3.5 ms in
-place, 1.6 from panels. The copies are operators like any other. Those of weights move to the prepare part,
+place, 1.6 from panels. What a micro-kernel reads of its rows lies as badly where their steps lie apart, and
+is packed for it too. The copies are operators like any other. Those of weights move to the prepare part,
 which runs when a weight changed; others run at every call, and must pay for themselves in it.
 """
 
@@ -14,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod
+from typing import Literal
 
 from wolong_fx.codegen.cpp.analysis import find_factors
 from wolong_fx.codegen.cpp.machine import MACHINES
@@ -58,12 +60,14 @@ class Use:
     """Panels that an operator could read.
 
     loads: what it reads now, and the variables of its steps, for each operand
+    along: the variable of the operator that counts columns
     times: how often each run of the operator goes through the panels: once for all rows of a micro-kernel
     is_good_in_place: a row times a matrix whose columns lie in one piece each: once, no panels are faster
     """
 
     panels: Panels
     loads: tuple[tuple[Load, tuple[Var, ...]], ...]
+    along: Var
     times: int
     is_good_in_place: bool
 
@@ -132,11 +136,35 @@ def _find_uses(op: OpInst, isa: str) -> list[Use]:
         return []
     planner, found = Planner(op, MACHINES[isa]), []
     for group in planner.groups() if planner.analysis.dots else []:
-        loads = [_streamed_load(planner, r) for r in group]
-        operands = [_operand(planner, load, r) for load, r in zip(loads, group, strict=True)]
-        if all(o is not None for o in operands):
+        loads = [_load_of(planner, r, "streamed") for r in group]
+        columns = planner.op.dims[-1].var
+        operands = [_operand(load, r, columns) for load, r in zip(loads, group, strict=True)]
+        if planner.analysis.lane is not None and all(o is not None for o in operands):
             found.append(_in_one_order(planner, group, operands, loads))
+        if (rows := _find_row_use(planner, group)) is not None:
+            found.append(rows)
     return found
+
+
+def _find_row_use(planner: Planner, group: Sequence[Reduce]) -> Use | None:
+    """Panels of the rows of a micro-kernel, for the factor that all dots of a group share, if its steps lie
+    apart: each would touch a cache line for the sake of a few rows.
+    """
+    plan, dims = planner.plan, planner.op.dims
+    if plan.row is None or plan.rows == 1:
+        return None
+    row = dims[plan.row].var
+    loads = [_load_of(planner, r, "shared") for r in group]
+    operands = {_operand(load, r, row) for load, r in zip(loads, group, strict=True)}
+    strides = [
+        planner.analysis.inner_stride(load.access, r) for load, r in zip(loads, group, strict=True) if load
+    ]
+    if len(operands) != 1 or None in operands or 1 in strides:
+        return None
+    panels = Panels(tuple(o for o in operands if o), plan.rows)
+    times = ceil(planner.op.points / row.extent / plan.span)
+    steps = [(load, r.over) for load, r in zip(loads, group, strict=True) if load]
+    return Use(panels, tuple(steps), row, times, True)
 
 
 def _in_one_order(
@@ -153,26 +181,28 @@ def _in_one_order(
     is_good = planner.plan.rows == 1 and all(map(planner.runs_along_inner, group))
     panels = Panels(tuple(operand for operand, _, _ in rows), columns)
     times = ceil(planner.op.points / rows[0][0].columns / planner.plan.rows)
-    return Use(panels, tuple((load, steps) for _, load, steps in rows), times, is_good)
+    loads_and_steps = tuple((load, steps) for _, load, steps in rows)
+    return Use(panels, loads_and_steps, planner.op.dims[-1].var, times, is_good)
 
 
-def _streamed_load(planner: Planner, reduce: Reduce) -> Load | None:
+def _load_of(planner: Planner, reduce: Reduce, factor: Literal["shared", "streamed"]) -> Load | None:
+    """The load that a factor of a dot is, but for a cast."""
     factors = find_factors(planner.analysis, reduce)
     if factors is None:
         return None
-    node: Expr = factors.streamed.x if isinstance(factors.streamed, Cast) else factors.streamed
+    node: Expr = getattr(factors, factor)
+    node = node.x if isinstance(node, Cast) else node
     return node if isinstance(node, Load) else None
 
 
-def _operand(planner: Planner, load: Load | None, reduce: Reduce) -> Operand | None:
+def _operand(load: Load | None, reduce: Reduce, columns: Var) -> Operand | None:
     """The matrix that a load reads, if it depends on steps and column alone: another at every point of those.
 
     Windows that overlap are no such matrix: they would take many times their memory.
     """
-    lane = planner.analysis.lane
-    if load is None or lane is None or load.fill is not None or load.access.gathers:
+    if load is None or load.fill is not None or load.access.gathers:
         return None
-    buffer, columns = load.access.buffer, lane.var
+    buffer = load.access.buffer
     extents = tuple(v.extent for v in reduce.over)
     if buffer.kind is BufferKind.STATE or prod(extents) * columns.extent > prod(buffer.shape):
         return None
@@ -221,7 +251,7 @@ def _rewritten(op: OpInst, uses: Sequence[Use], packed: Mapping[Panels, Buffer])
     for use in uses:
         if use.panels in packed:
             for g, (load, steps) in enumerate(use.loads):
-                loads[id(load)] = _packed_load(op, packed[use.panels], use.panels.lanes, g, steps)
+                loads[id(load)] = _packed_load(use, packed[use.panels], g, steps)
     if not loads:
         return op
     old = [*(s.value for s in op.stores), *(g.value for s in op.stores for g in s.access.gathers)]
@@ -233,6 +263,7 @@ def _rewritten(op: OpInst, uses: Sequence[Use], packed: Mapping[Panels, Buffer])
     return replace(op, stores=tuple(stores))
 
 
-def _packed_load(op: OpInst, buffer: Buffer, lanes: int, g: int, steps: Sequence[Var]) -> Load:
-    column = Index.of(op.dims[-1].var)
-    return Load(Access(buffer, (column // lanes, *map(Index.of, steps), Index.of(g), column % lanes)))
+def _packed_load(use: Use, buffer: Buffer, g: int, steps: Sequence[Var]) -> Load:
+    column, lanes = Index.of(use.along), use.panels.lanes
+    of_group = g if len(use.panels.operands) > 1 else 0
+    return Load(Access(buffer, (column // lanes, *map(Index.of, steps), Index.of(of_group), column % lanes)))

@@ -73,6 +73,15 @@ INLINE maskv first_lanes(i64 n) { return i32v{@numbers@} < (i32)at_most(n, W); }
   INLINE void store(T* p, T##v v, i64 n) { \\
     if (n >= W) store(p, v); else store_strided(p, 1, v, n); \\
   }
+// Lanes that lie next to each other, where `ok`; zeros elsewhere, where memory need not be ours.
+#define LANES_WHERE(T) \\
+  INLINE T##v load_where(const T* p, maskv ok) { \\
+    T x[W] = {}; \\
+    for (int l = 0; l < W; l++) if (ok[l]) x[l] = p[l]; \\
+    return load(x); \\
+  }
+LANES_WHERE(i64) LANES_WHERE(i32) LANES_WHERE(i16) LANES_WHERE(i8) LANES_WHERE(u8) LANES_WHERE(u16)
+@where@
 // Lanes at offsets of their own, where `ok`.
 #define ANY_LANES(T) \\
   INLINE T##v gather(const T* p, i64v at, maskv ok) { \\
@@ -139,6 +148,12 @@ INLINE @bits@ low_bits(i64 n) { return (@bits@)(n >= W ? -1 : n <= 0 ? 0 : (1 <<
 INLINE @T@v load(const @T@* p, i64 n) { return __builtin_ia32_loadu@suffix@512_mask(p, @T@v{}, low_bits(n)); }
 INLINE void store(@T@* p, @T@v v, i64 n) { __builtin_ia32_storeu@suffix@512_mask(p, v, low_bits(n)); }"""
 
+WHERE_INSTRUCTIONS = {
+    ("avx512", 16): ("f32", "__builtin_ia32_loadups512_mask(p, f32v{}, __builtin_ia32_cvtd2mask512(ok))"),
+    ("avx512", 8): ("f64", "__builtin_ia32_loadupd512_mask(p, f64v{}, __builtin_ia32_cvtd2mask256(ok))"),
+    ("avx2", 8): ("f32", "__builtin_ia32_maskloadps256((const f32v*)p, ok)"),
+}
+"""Of vectors that are one register: the type, and the instruction that leaves lanes of memory alone."""
 
 F16_INSTRUCTIONS = {
     ("avx512", 16): (
@@ -158,6 +173,7 @@ def emit_vectors(machine: Machine, lanes: int, used: Iterable[str]) -> str:
     """Vector types of `lanes` lanes and the math functions in `used` with those they call."""
     numbers = ", ".join(map(str, range(lanes)))
     text = VECTORS.replace("@masked@", _masked(machine, lanes)).replace("@numbers@", numbers)
+    text = text.replace("@where@", _lanes_where(machine, lanes))
     text = "\n".join([f"enum {{ W = {lanes} }};", text, *(MATH[name] for name in _closure(used))])
     for kind, element_bytes in (("f32", 4), ("f64", 8)):
         text = text.replace(f"@sqrt_{kind}@", _square_root(machine, lanes * element_bytes, kind))
@@ -207,6 +223,15 @@ def _masked(machine: Machine, lanes: int) -> str:
     kind, suffix, bits, other = one_register[lanes]
     text = AVX512_TAILS.replace("@T@", kind).replace("@suffix@", suffix)
     return text.replace("@bits@", bits).replace("@other@", other)
+
+
+def _lanes_where(machine: Machine, lanes: int) -> str:
+    """`load_where` of floats: one instruction where the processor has it."""
+    kind, instruction = WHERE_INSTRUCTIONS.get((machine.name, lanes), ("", ""))
+    others = " ".join(f"LANES_WHERE({other})" for other in ("f32", "f64") if other != kind)
+    if not kind:
+        return others
+    return f"{others}\nINLINE {kind}v load_where(const {kind}* p, maskv ok) {{ return {instruction}; }}"
 
 
 def _closure(used: Iterable[str]) -> list[str]:

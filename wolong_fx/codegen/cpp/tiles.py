@@ -24,6 +24,9 @@ TRANSPOSED_ROWS = 64
 BLOCK_CYCLES = 6000.0
 """Work of a virtual block, where there is enough: well above the cost of finding the next one (about 20)."""
 
+LINE_CYCLES = 4.0
+"""Of a cache line that comes from far for the sake of part of it."""
+
 SPECIAL = frozenset("exp exp2 expm1 log log2 log10 log1p sigmoid tanh erf".split())
 LIBM = frozenset("erfc sin cos tan asin acos atan sinh cosh asinh acosh atanh lgamma".split())
 
@@ -272,8 +275,16 @@ def point_cycles(planner: Planner) -> float:
     cached = getattr(planner, "_point_cycles", None)
     if cached is None:
         cached = sum(_node_cycles(planner, n) for n in planner.analysis.nodes)
-        planner._point_cycles = cached = max(cached, 0.05)  # type: ignore[attr-defined]
+        planner._point_cycles = cached = max(cached, _least_cycles(planner))  # type: ignore[attr-defined]
     return cached
+
+
+def _least_cycles(planner: Planner) -> float:
+    """What moving one point costs at least: rows shorter than a vector have a cache line each."""
+    lane = planner.analysis.lane
+    if lane is None or planner.analysis.reductions or lane.extent >= planner.lanes:
+        return 0.05
+    return LINE_CYCLES / lane.extent
 
 
 def _node_cycles(planner: Planner, node: Expr) -> float:
