@@ -21,14 +21,14 @@ BELOW_CORE = (
     "_native_batch_norm_legit",
     "_native_batch_norm_legit_functional",
     "_native_batch_norm_legit_no_training",
-    "_softmax",
     "_log_softmax",
 )
 
 # Decomposed, they would draw by `rand` and give other numbers than eager for the same seed.
 RANDOM = ("bernoulli", "native_dropout", "rrelu", "rrelu_with_noise", "multinomial")
 
-# One eager kernel each that no sequence of smaller operators beats while codegen does not compile them.
+# One kernel each, eager's or ours: codegen lowers embedding's backward and max pooling whole, and leaves the
+# rest to torch, whose kernels no sequence of smaller operators beats.
 BETTER_WHOLE = (
     *("embedding_dense_backward", "max_pool", "upsample_", "_upsample_"),
     *("im2col", "col2im", "grid_sampler"),
@@ -58,6 +58,16 @@ def decompose_weight_norm_backward(
     along = torch.sum(gradient * direction, others, keepdim=True)
     to_direction = size / norm * (gradient - direction * (along / (norm * norm)))
     return to_direction.to(direction.dtype), (along / norm).to(size.dtype)  # a norm of bfloat16 is float32
+
+
+def decompose_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    """As torch's, with one division a row: the reciprocal of the sum is off by half a last place at most."""
+    wide = x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
+    if not x.numel():
+        return torch.empty_like(wide if half_to_float else x)
+    grown = torch.exp(wide - torch.amax(wide, [dim], keepdim=True))
+    result = grown * torch.reciprocal(torch.sum(grown, [dim], keepdim=True))
+    return result if half_to_float else result.to(x.dtype)
 
 
 def decompose_var_mean(
@@ -93,6 +103,7 @@ def _stays_whole(op: Any) -> bool:
 
 # Core ATen operators that torch has no rule for, or one that leaves ATen.
 OURS = {
+    aten._softmax.default: decompose_softmax,
     aten.copy.default: decompose_copy,
     aten.var_mean.correction: decompose_var_mean,
     aten._weight_norm_interface_backward.default: decompose_weight_norm_backward,

@@ -4,6 +4,9 @@
 there. Its value is then used from a register; its store goes if nobody else reads it. A concat costs nothing
 this way: the copy into the slice joins the producer.
 
+*Into the rows that use it*: a reduction joins an operator that uses each of its results all along a row
+(rows.py). Who else reads it keeps it where it is.
+
 *Beside the sibling*: two operators of one level and one domain that read the same things become one: MatMuls
 that share their left operand share one k-loop.
 
@@ -14,6 +17,7 @@ reader that has nothing later to wait for. So the input projections of a recurre
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
@@ -21,6 +25,8 @@ from wolong_fx.codegen.alignment import PointMap, find_point_map, is_bijective
 from wolong_fx.codegen.dataflow import dependences, is_ordered, levels
 from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.rewrite import rename_variables, rewrite_op, share_expressions, substitute_variables
+from wolong_fx.codegen.rows import find_row_maps, is_cheap_to_copy, is_row_map
+from wolong_fx.codegen.served_dims import serves_equally
 from wolong_fx.ir.expr import Access, Expr, Load, Reduce, walk
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import OpInst, Store
@@ -96,52 +102,55 @@ class _Fuser:
                 pass
 
     def _take_one(self, reader: int) -> bool:
-        producers = sorted(self.before[reader], key=lambda p: -self.level[p])
-        for producer in producers:
-            point_map = self._why_join(producer, reader)
-            if point_map is not None:
-                self._join(producer, reader, point_map)
+        for producer in sorted(self.before[reader], key=lambda p: -self.level[p]):
+            if not self._may_join(producer, reader):
+                continue
+            at_points = self._find_joined_at_points(producer, reader)
+            joined = at_points or self._find_joined_by_rows(producer, reader)
+            if joined is not None and self._makes_no_cycle(producer, reader):
+                (self._join if at_points else self._join_rows)(producer, reader, joined)
                 return True
         return False
 
-    def _why_join(self, producer: int, reader: int) -> PointMap | None:
-        """The map between their points if joining is possible and pays."""
+    def _may_join(self, producer: int, reader: int) -> bool:
+        """Whether joining delays nothing and makes nothing too big."""
         first, second = self.get(producer), self.get(reader)
         if not _can_host(first) or not _can_host(second) or _too_big(first, second):
-            return None
-        if not self._is_ready_last(producer, reader) and (
+            return False
+        return self._is_ready_last(producer, reader) or not (
             is_heavy(first) or self._is_needed_elsewhere(producer, reader)
-        ):
+        )
+
+    def _find_joined_at_points(self, producer: int, reader: int) -> OpInst | None:
+        """Both in one, if each point of the reader reads what one of the producer's computes, or a row."""
+        first, second = self._operator(producer), self._operator(reader)
+        if any(len(self.writers[b]) != 1 for b in first.writes() if b in second.reads()):
             return None
-        point_map = self._find_common_map(first, second)
+        point_map, others = _find_common_map(first, second), dict[int, PointMap]()
+        if point_map is None:
+            point_map, others = find_row_maps(first, second) or (None, others)
         if point_map is None or not is_bijective(point_map, first, second):
             return None
-        return point_map if self._makes_no_cycle(producer, reader) else None
+        joined = _joined(first, second, point_map, others)
+        return joined if _serves_alike(first, second, joined) else None
+
+    def _find_joined_by_rows(self, producer: int, reader: int) -> OpInst | None:
+        """The reader with what the producer computes for each of its rows, if it may do that, again too."""
+        first, second = self._operator(producer), self._operator(reader)
+        point_map = _find_common_map(first, second) if is_heavy(first) else None
+        if point_map is None or not is_row_map(point_map, first, second):
+            return None
+        if self._is_needed_elsewhere(producer, reader) and not is_cheap_to_copy(first, second):
+            return None
+        joined = _joined(first, second, point_map)
+        own = replace(joined, stores=joined.stores[len(first.stores) :])
+        return own if _serves_alike(first, second, own) else None
 
     def _is_ready_last(self, producer: int, reader: int) -> bool:
         return all(self.level[p] <= self.level[producer] for p in self.before[reader])
 
     def _is_needed_elsewhere(self, producer: int, reader: int) -> bool:
         return any(self.readers[b] - {reader} for b in self.get(producer).writes())
-
-    def _find_common_map(self, first: OpInst, second: OpInst) -> PointMap | None:
-        """One map under which every read of what `first` writes is at the point that writes it."""
-        stores = {s.access.buffer: s.access for s in first.stores}
-        if any(len(self.writers[b]) != 1 for b in stores if b in second.reads()):
-            return None
-        inside = {id(n) for e in second.expressions() if isinstance(e, Reduce) for n in walk(e.args)}
-        found: PointMap | None = None
-        for load in second.loads():
-            stored = stores.get(load.access.buffer)
-            if stored is None:
-                continue
-            if id(load) in inside or load.fill is not None:
-                return None
-            point_map = find_point_map(first, stored, load.access)
-            if point_map is None or (found is not None and found != point_map):
-                return None
-            found = point_map
-        return found
 
     def _makes_no_cycle(self, producer: int, reader: int) -> bool:
         """No third operator needs the producer and is needed by the reader; the search is bounded."""
@@ -159,23 +168,31 @@ class _Fuser:
                     stack.append(p)
         return True
 
-    def _join(self, producer: int, reader: int, point_map: PointMap) -> None:
-        first, second = self._operator(producer), self._operator(reader)
-        moved = substitute_variables(first, point_map, second.dims)
-        joined = _joined(moved, second)
+    def _join(self, producer: int, reader: int, joined: OpInst) -> None:
+        made_from, name = self._operator(producer).made_from, self._operator(reader).name
         self._unregister(producer)
         self._unregister(reader)
         self.ops[producer] = None
         self._register(reader, joined)
-        kept = tuple(s for s in joined.stores if self._is_needed(s, reader))
+        kept = tuple(s for s in joined.stores if self._is_needed(s))
         self._unregister_all(reader, joined)
         self._replace(reader, share_expressions(replace(joined, stores=kept)))
         self._rewire(producer, reader)
-        self.ledger.note(
-            "fuse-ops", ",".join(first.made_from), "fused", f"computed where {second.name} reads it"
-        )
+        self.ledger.note("fuse-ops", ",".join(made_from), "fused", f"computed where {name} reads it")
 
-    def _is_needed(self, store: Store, reader: int) -> bool:
+    def _join_rows(self, producer: int, reader: int, joined: OpInst) -> None:
+        first, name = self._operator(producer), self._operator(reader).name
+        self._unregister(reader)
+        self._replace(reader, share_expressions(joined))
+        if any(map(self._is_needed, first.stores)):
+            self._bypass(producer, reader)
+        else:
+            self._unregister(producer)
+            self.ops[producer] = None
+            self._rewire(producer, reader)
+        self.ledger.note("fuse-ops", ",".join(first.made_from), "fused", f"computed for each row of {name}")
+
+    def _is_needed(self, store: Store) -> bool:
         buffer = store.access.buffer
         return (
             buffer.kind in (BufferKind.OUTPUT, BufferKind.STATE)
@@ -201,6 +218,14 @@ class _Fuser:
         self.before[gone], self.after[gone] = set(), set()
         self.level[into] = self._earliest_level(into)
         self._raise_levels(into)
+
+    def _bypass(self, producer: int, reader: int) -> None:
+        """The reader waits for what the producer waits for, no longer for the producer itself."""
+        self.after[producer].discard(reader)
+        self.before[reader] = (self.before[reader] | self.before[producer]) - {producer}
+        for p in self.before[producer]:
+            self.after[p].add(reader)
+        self.level[reader] = self._earliest_level(reader)
 
     def _earliest_level(self, position: int) -> int:
         return 1 + max((self.level[p] for p in self.before[position]), default=-1)
@@ -233,12 +258,13 @@ class _Fuser:
         into, *others = members
         for other in others:
             first, second = self._operator(into), self._operator(other)
-            if self.level[into] != self.level[other] or _too_big(first, second):
-                into = other
-                continue
             joined = replace(
                 first, stores=first.stores + second.stores, made_from=first.made_from + second.made_from
             )
+            is_apart = self.level[into] != self.level[other] or not serves_equally(joined)
+            if is_apart or _too_big(first, second):
+                into = other
+                continue
             self._unregister(into)
             self._unregister(other)
             self.ops[other] = None
@@ -288,17 +314,51 @@ def _reduces(op: OpInst) -> int:
     return sum(isinstance(e, Reduce) for e in op.expressions())
 
 
-def _joined(first: OpInst, second: OpInst) -> OpInst:
-    """Both operators' stores, `first`'s values taking the place of `second`'s loads of them."""
-    values = {s.access.buffer: s.value for s in first.stores}
+def _serves_alike(first: OpInst, second: OpInst, joined: OpInst) -> bool:
+    """Whether the reductions of both keep to one loop nest."""
+    return serves_equally(joined) or not (is_heavy(first) and is_heavy(second))
+
+
+def _find_common_map(first: OpInst, second: OpInst) -> PointMap | None:
+    """One map under which every read of what `first` writes is at the point that writes it."""
+    stores = {s.access.buffer: s.access for s in first.stores}
+    found: PointMap | None = None
+    bound = {v for e in second.expressions() if isinstance(e, Reduce) for v in e.over}
+    for load in second.loads():
+        stored = stores.get(load.access.buffer)
+        if stored is None:
+            continue
+        if load.fill is not None or any(bound & i.variables() for i in load.access.affine):
+            return None
+        point_map = find_point_map(first, stored, load.access)
+        if point_map is None or (found is not None and found != point_map):
+            return None
+        found = point_map
+    return found
+
+
+def _joined(
+    first: OpInst, second: OpInst, point_map: PointMap, others: Mapping[int, PointMap] | None = None
+) -> OpInst:
+    """Both operators' stores, `first`'s values taking the place of `second`'s loads of them.
+
+    others: for loads (by id) that are not of the point's own element, where that is
+    """
+    own = substitute_variables(first, point_map, second.dims)
+    values = {s.access.buffer: s.value for s in own.stores}
+    elsewhere = {key: substitute_variables(first, m, second.dims) for key, m in (others or {}).items()}
 
     def change(node: Expr) -> Expr | None:
-        return values.get(node.access.buffer) if isinstance(node, Load) else None
+        if not isinstance(node, Load):
+            return None
+        if id(node) in elsewhere:
+            there = elsewhere[id(node)].stores
+            return next(s.value for s in there if s.access.buffer is node.access.buffer)
+        return values.get(node.access.buffer)
 
     reading = rewrite_op(second, change=change)
-    return replace(
-        second, stores=first.stores + reading.stores, made_from=(*first.made_from, *second.made_from)
-    )
+    made_from = (*first.made_from, *second.made_from)
+    return replace(second, stores=own.stores + reading.stores, made_from=made_from)
 
 
 def _shared_operands(op: OpInst) -> list[tuple[object, ...]]:

@@ -2,6 +2,9 @@
 
 A domain's order is the accident of its first reader: fused with a result that is kept transposed, a whole
 LSTM cell would step through memory by rows.
+
+What a reduction serves (the elements of a row that it was made of) comes after what it depends on: loops are
+nested in this order, and the reduction is computed outside of those that it serves.
 """
 
 from __future__ import annotations
@@ -10,9 +13,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from wolong_fx.codegen.rewrite import rename_variables
+from wolong_fx.codegen.served_dims import served_dims
 from wolong_fx.ir.expr import Access
 from wolong_fx.ir.index import Var
-from wolong_fx.ir.program import OpInst
+from wolong_fx.ir.program import Dim, OpInst
 
 STORE_WEIGHT = 2  # a scattered store costs a read of its line as well
 
@@ -21,9 +25,19 @@ def order_dims(op: OpInst) -> OpInst:
     """The operator with its dimensions in the order of its memory; points and results are the same."""
     if len(op.dims) < 2 or any(d.sequential for d in op.dims):
         return op
-    lane = max(op.dims, key=lambda d: (_neighbours(op, d.var), op.dims.index(d)))
-    outer = sorted((d for d in op.dims if d is not lane), key=lambda d: -_stride(op, d.var))
+    served = served_dims(op)
+    lane = find_lane(op)
+    if len(served) > 1 and lane.var not in served:  # under a lane there is one more loop, not several
+        lane = find_lane(replace(op, dims=tuple(d for d in op.dims if d.var in served)))
+    outer = sorted(
+        (d for d in op.dims if d is not lane), key=lambda d: (d.var in served, -_stride(op, d.var))
+    )
     return rename_variables(replace(op, dims=(*outer, lane)))
+
+
+def find_lane(op: OpInst) -> Dim:
+    """The dimension of an operator along which most accesses touch neighbours; the later one of equals."""
+    return max(op.dims, key=lambda d: (_neighbours(op, d.var), op.dims.index(d)))
 
 
 def _neighbours(op: OpInst, var: Var) -> int:

@@ -4,7 +4,7 @@ nodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from wolong_fx.ir.expr import (
@@ -85,14 +85,7 @@ def rename_variables(op: OpInst) -> OpInst:
 
 def share_expressions(op: OpInst) -> OpInst:
     """`op` with equal expressions made one node: computed once, written once."""
-    known: dict[tuple[object, ...], Expr] = {}
-    canonical: dict[int, Expr] = {}
-    for node in walk(stored_expressions(op)):
-        args = [canonical[id(a)] for a in node.args]
-        key = _key(node, args)
-        if key not in known:
-            known[key] = _with_args(node, args)
-        canonical[id(node)] = known[key]
+    canonical = canonical_nodes(stored_expressions(op))
     stores = tuple(
         Store(
             map_access(s.access, lambda e: canonical[id(e)], lambda i: i),
@@ -102,6 +95,19 @@ def share_expressions(op: OpInst) -> OpInst:
         for s in op.stores
     )
     return replace(op, stores=stores)
+
+
+def canonical_nodes(roots: Iterable[Expr]) -> dict[int, Expr]:
+    """For each node below `roots` (by id), the one that stands for all equal to it."""
+    known: dict[tuple[object, ...], Expr] = {}
+    canonical: dict[int, Expr] = {}
+    for node in walk(roots):
+        args = [canonical[id(a)] for a in node.args]
+        key = _key(node, args)
+        if key not in known:
+            known[key] = _with_args(node, args)
+        canonical[id(node)] = known[key]
+    return canonical
 
 
 def _key(node: Expr, args: Sequence[Expr]) -> tuple[object, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from wolong_fx.ir.expr import Unary
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import Program, Store
+from wolong_fx.ir.types import DType
 from wolong_fx.testing.programs import ProgramBuilder, at, load, operator
 
 GRID = 1 << 19
@@ -78,6 +79,21 @@ def test_functions_keep_within_their_error_limits(run_cpp, isa, points):
         worst = int(error.argmax())
         said = f"{name}({float(points[worst])!r}) = {float(result[worst])!r} is {float(error[worst]):.2f} off"
         assert error[worst] <= limit, said
+
+
+def test_exp_of_float64_is_within_two_last_places(run_cpp, isa):
+    dense = torch.linspace(-745, 709.7, GRID, dtype=torch.float64)
+    special = torch.tensor([0.0, -0.0, 710, 1e300, -746, -1e300, math.inf, -math.inf, math.nan, 5e-324])
+    x = torch.cat([dense, special.double()])
+    p, i = ProgramBuilder("exp64"), Var("i", x.numel())
+    loaded = load(p.input("x", x.numel(), dtype=DType.F64), i)
+    store = Store(at(p.output("y", x.numel(), dtype=DType.F64), i), Unary("exp", loaded))
+    p.stage(operator("exp", (i,), store))
+    (found,) = run_cpp(p.build(), [x], isa)
+    exact = x.exp()
+    torch.testing.assert_close(
+        found, exact, rtol=2 * torch.finfo(torch.float64).eps, atol=1e-323, equal_nan=True
+    )
 
 
 def test_error_measure_sees_one_last_place():

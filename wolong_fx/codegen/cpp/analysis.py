@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from wolong_fx.ir.expr import Access, Binary, Expr, IndexValue, Load, Reduce, walk
+from wolong_fx.codegen.served_dims import free_variables
+from wolong_fx.ir.expr import Access, Binary, Expr, Load, Reduce, walk
 from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.program import Dim, OpInst
 from wolong_fx.ir.types import DType
@@ -21,20 +22,11 @@ class Analysis:
         self.op = op
         self.nodes: list[Expr] = list(op.expressions())
         self.written = frozenset(id(b) for b in op.writes())
-        self.free: dict[int, frozenset[Var]] = {}
+        self.free = free_variables(self.nodes)
         self.level: dict[int, int] = {}
         for node in self.nodes:
-            self.free[id(node)] = self._free(node)
             below = max((self.level[id(a)] for a in node.args), default=0)
             self.level[id(node)] = below + isinstance(node, Reduce)
-
-    def _free(self, node: Expr) -> frozenset[Var]:
-        found = frozenset[Var]().union(*(self.free[id(a)] for a in node.args))
-        if isinstance(node, Load):
-            return found.union(*(i.variables() for i in node.access.affine))
-        if isinstance(node, IndexValue):
-            return node.index.variables()
-        return found - frozenset(node.over) if isinstance(node, Reduce) else found
 
     @cached_property
     def bound(self) -> frozenset[Var]:
@@ -126,6 +118,20 @@ def _factors(analysis: Analysis, reduce: Reduce, lane: Var | None) -> Factors | 
 def find_factors(analysis: Analysis, reduce: Reduce) -> Factors | None:
     """The factors of a dot; None for any other reduction."""
     return _factors(analysis, reduce, analysis.lane.var if analysis.lane else None)
+
+
+def loads_at_steps(reduce: Reduce) -> Iterator[Load]:
+    """Every load that a step of a reduction does: not those of reductions inside it, whose steps are their
+    own.
+    """
+    stack, seen = [reduce.body], set[int]()
+    while stack:
+        node = stack.pop()
+        if id(node) not in seen and not isinstance(node, Reduce):
+            seen.add(id(node))
+            stack += node.args
+            if isinstance(node, Load):
+                yield node
 
 
 def loads_below(node: Expr) -> Iterator[Load]:

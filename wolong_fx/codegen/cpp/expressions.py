@@ -16,6 +16,7 @@ from wolong_fx.codegen.cpp.pointwise import (
     unary_text,
     where_text,
 )
+from wolong_fx.codegen.cpp.row_tables import RowTable
 from wolong_fx.codegen.cpp.scope import Value, c_type, index_text
 from wolong_fx.ir.expr import Binary, Cast, Const, Expr, IndexValue, Load, Reduce, Unary, Where
 from wolong_fx.ir.types import DType
@@ -38,6 +39,7 @@ class ExpressionText:
         self.number_check = number_check
         self.use = use
         self.reduce: ReduceText
+        self.tabled: dict[int, RowTable] = {}
         self._orders: dict[tuple[int, ...], list[Expr]] = {}
 
     def values(self, roots: Sequence[Expr], ctx: Context) -> list[Value]:
@@ -49,8 +51,8 @@ class ExpressionText:
         return [found[id(r)] for r in roots]
 
     def _operands(self, node: Expr) -> tuple[Expr, ...]:
-        """Operands at the same point: not what a reduction computes at others."""
-        return () if isinstance(node, Reduce) else node.args
+        """Operands at the same point: not what a reduction computes at others, or what is in a table."""
+        return () if isinstance(node, Reduce) or id(node) in self.tabled else node.args
 
     def _order(self, roots: Sequence[Expr]) -> list[Expr]:
         key = tuple(id(r) for r in roots)
@@ -62,6 +64,8 @@ class ExpressionText:
         return replace(value, text=ctx.scopes.define(value.c_type, value.text, value.needs))
 
     def _value(self, node: Expr, args: list[Value], ctx: Context) -> Value:
+        if id(node) in self.tabled:
+            return self._from_table(self.tabled[id(node)], ctx)
         match node:
             case Load():
                 return self.memory.load(node, args, ctx)
@@ -75,6 +79,14 @@ class ExpressionText:
             case Reduce():
                 return self.reduce(node, ctx)
         return self._pointwise(node, as_vectors(args), ctx)
+
+    def _from_table(self, table: RowTable, ctx: Context) -> Value:
+        """The values of a vector of points, after the reduction that leaves them in the table."""
+        assert self.analysis.lane is not None and ctx.lane is not None
+        filled = self.reduce(table.reduce, ctx).needs
+        at = ctx.env[self.analysis.lane.var]
+        text = f"load({table.name} + {index_text(at.substitute({ctx.lane: 0}))})"
+        return Value(text, table.used.dtype, True, filled | at.variables())
 
     def _pointwise(self, node: Expr, args: list[Value], ctx: Context) -> Value:
         needs = frozenset().union(*(a.needs for a in args))

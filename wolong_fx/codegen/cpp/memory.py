@@ -37,6 +37,8 @@ class Context:
     lane: the variable that differs from lane to lane, if values may be vectors
     cell: position in the micro-kernel: (row, vector)
     inner: variables of the reductions around
+    column: the point along the lane dimension, where lanes run along something else: its lane in a vector of
+        points
     """
 
     env: dict[Var, Index]
@@ -45,6 +47,7 @@ class Context:
     active: Active | None = None
     cell: tuple[int, int] = (0, 0)
     inner: frozenset[Var] = frozenset()
+    column: Index | None = None
 
     def inside(self, scopes: Scopes, env: dict[Var, Index], **changes: object) -> Context:
         return replace(self, scopes=scopes, env={**self.env, **env}, **changes)

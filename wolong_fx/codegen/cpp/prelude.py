@@ -177,6 +177,7 @@ def emit_vectors(machine: Machine, lanes: int, used: Iterable[str]) -> str:
     text = "\n".join([f"enum {{ W = {lanes} }};", text, *(MATH[name] for name in _closure(used))])
     for kind, element_bytes in (("f32", 4), ("f64", 8)):
         text = text.replace(f"@sqrt_{kind}@", _square_root(machine, lanes * element_bytes, kind))
+    text = text.replace("@scale_f32@", _scale(machine, lanes))
     text = text.replace("@f16@", _half_conversions(machine, lanes))
     return text.replace("@sum_each@", _sum_each(lanes))
 
@@ -214,6 +215,16 @@ def _square_root(machine: Machine, vector_bytes: int, kind: str) -> str:
         return f"return __builtin_ia32_sqrt{suffix}256(x);"
     scalar = "__builtin_sqrtf" if kind == "f32" else "__builtin_sqrt"
     return f"for (int l = 0; l < W; l++) x[l] = {scalar}(x[l]); return x;"
+
+
+def _scale(machine: Machine, lanes: int) -> str:
+    """x * 2^n: by an instruction, or by two factors, of which each is a normal number."""
+    if machine.name == "avx512" and lanes == 16:
+        return "return __builtin_ia32_scalefps512_mask(x, n, x, -1, 4);"
+    return """
+  i32v i = __builtin_convertvector(n, i32v), half = i >> 1;
+  return x * (f32v)((half + 127) << 23) * (f32v)((i - half + 127) << 23);
+"""
 
 
 def _masked(machine: Machine, lanes: int) -> str:

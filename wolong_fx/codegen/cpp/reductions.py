@@ -26,7 +26,8 @@ from wolong_fx.codegen.cpp.pointwise import (
     lowest,
     rounded,
 )
-from wolong_fx.codegen.cpp.scope import C_TYPES, Scopes, Value, c_type, index_text
+from wolong_fx.codegen.cpp.row_tables import RowTable, find_row_tables
+from wolong_fx.codegen.cpp.scope import C_TYPES, Scope, Scopes, Value, c_type, index_text
 from wolong_fx.codegen.cpp.tiles import Planner, TilePlan
 from wolong_fx.ir.expr import Binary, Reduce
 from wolong_fx.ir.index import Index, Var, contiguous_strides, linear
@@ -78,13 +79,21 @@ class ReductionText:
         self.use = use
         self.cells: dict[Cell, Context] = {}
         self.results: dict[tuple[int, Cell], Value] = {}
+        self.homes: dict[tuple[int, Cell], Scope] = {}
+        self.tables = find_row_tables(planner)
+        expressions.tabled = {id(t.used): t for t in self.tables}
         self.group_of = {id(r): group for group in planner.groups() for r in group}
         self._variables = 0
 
     def enter(self, cells: dict[Cell, Context]) -> None:
-        """Start on another micro-kernel: the contexts of its cells."""
+        """Start on another micro-kernel: the contexts of its cells. What was computed around it holds."""
         self.cells = cells
-        self.results = {}
+        around = {id(scope) for ctx in cells.values() for scope in ctx.scopes.chain}
+        self.results = {
+            key: value
+            for key, value in self.results.items()
+            if not value.is_vector and id(self.homes[key]) in around
+        }
 
     def value(self, reduce: Reduce, ctx: Context) -> Value:
         """The result in a context; computed for the whole micro-kernel and group when it is first asked
@@ -95,7 +104,7 @@ class ReductionText:
         key = (id(reduce), self._cell(reduce, ctx.cell))
         if key not in self.results:
             self._emit_group(self.group_of[id(reduce)])
-        return self.results[key]
+        return _of_column(self.results[key], ctx)
 
     def _cell(self, reduce: Reduce, cell: Cell) -> Cell:
         """The cell whose result this cell shares: rows and vectors that the reduction does not depend on
@@ -122,6 +131,7 @@ class ReductionText:
         else:
             found = self._along_inner(group, contexts)
         self.results.update(found)
+        self.homes.update({key: contexts[key[1]].scopes.innermost for key in found})
 
     def _nested(self, reduce: Reduce, ctx: Context) -> Value:
         """A reduction inside another one's loop."""
@@ -346,12 +356,17 @@ class ReductionText:
             for r in group
             for cell, ctx in contexts.items()
         }
+        tables = [t for t in self.tables if any(t.reduce is r for r in group)]
+        for table in tables:
+            kind = C_TYPES[table.kept.dtype]
+            scopes.add(f"{kind} {table.name}[{table.elements}] __attribute__((aligned(64)));")
 
         def step(inner: Scopes, at: list[Index], s: int, keep: Active | None) -> None:
             for cell, ctx in contexts.items():
                 for r in group:
                     here = self._in_lanes(ctx, r, inner, at, keep)
                     self._accumulate(accumulators[id(r), cell, s], r, here, keep)
+                    self._fill(tables, r, here)
 
         if 0 not in extents:
             self._inner_loops(scopes, extents, count, step)
@@ -361,6 +376,14 @@ class ReductionText:
                 parts = [accumulators[id(r), cell, s] for s in range(count)]
                 found[id(r), cell] = self._folded(parts, ctx, scopes)
         return found
+
+    def _fill(self, tables: Sequence[RowTable], reduce: Reduce, ctx: Context) -> None:
+        """Leave what a step computed in the tables of its reduction."""
+        for table in tables:
+            if table.reduce is reduce:
+                at = ctx.env[reduce.over[0]].substitute({ctx.lane: 0} if ctx.lane else {})
+                value = self.expressions.values([table.kept], ctx)[0]
+                ctx.scopes.add(f"store({table.name} + {index_text(at)}, {value.text});")
 
     def _in_lanes(
         self, ctx: Context, reduce: Reduce, scopes: Scopes, at: list[Index], keep: Active | None
@@ -472,7 +495,7 @@ class ReductionText:
                 scopes.innermost.variables |= {last}
             at = Index.of(last)
         env = {lane_dim.var: ctx.env[lane_dim.var].substitute({lane: at})}
-        return ctx.inside(scopes, env, lane=None, active=None)
+        return ctx.inside(scopes, env, lane=None, active=None, column=at)
 
     def _each(self, reduce: Reduce, part: str, ctx: Context, scopes: Scopes) -> Value:
         kind = reduce.dtype
@@ -492,6 +515,17 @@ class ReductionText:
             )
             scopes.add(f"for (int l = 0; l < W; l++) {name}[l] = {lane};")
         return Value(name, kind, True, self._needs([reduce], ctx))
+
+
+def _of_column(value: Value, ctx: Context) -> Value:
+    """The value in a context: of a vector of points, the lane that the context is about."""
+    if ctx.column is None or not value.is_vector:
+        return value
+    needs = value.needs | ctx.column.variables()
+    text = f"{value.text}[{index_text(ctx.column)}]"
+    if value.dtype is DType.BOOL:
+        text = f"({text} != 0)"
+    return replace(value, text=text, is_vector=False, needs=needs)
 
 
 def _pieces(count: int, stride: int) -> list[tuple[int, int, int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, prod
 
-from wolong_fx.codegen.cpp.analysis import Analysis, find_factors, loads_below
+from wolong_fx.codegen.cpp.analysis import Analysis, find_factors, loads_at_steps, loads_below
 from wolong_fx.codegen.cpp.machine import MACHINES, Machine
 from wolong_fx.codegen.cpp.signature import accesses
 from wolong_fx.ir.expr import Binary, Expr, Load, Reduce, Unary
@@ -86,8 +86,29 @@ class Planner:
             vectors = (
                 1 if any(self.runs_along_inner(r) for r in along_lanes) else self._vectors(1, lane.extent)
             )
-            return TilePlan(self.lanes, vectors=vectors, columns=self.lanes)
+            return TilePlan(self.lanes, self._served_under_lane, vectors=vectors, columns=self.lanes)
         return self._dot_plan(lane.extent)
+
+    @cached_property
+    def served(self) -> frozenset[int]:
+        """Dimensions along which a reduction that is no dot serves all points: blocks own these whole."""
+        others = [r for r in self.analysis.reductions if r not in self.analysis.dots]
+        dims = [(i, d) for i, d in enumerate(self.op.dims) if not d.sequential]
+        return frozenset(i for i, d in dims if any(not self.analysis.depends(r, d.var) for r in others))
+
+    def points_sharing(self, node: Expr) -> int:
+        """Points that one value of a node serves, as loops are nested: along the lanes, and in a row."""
+        lane = len(self.op.dims) - 1 if self.analysis.lane is not None else None
+        dims = enumerate(self.op.dims)
+        alike = (
+            d for i, d in dims if (i == lane or i in self.served) and not self.analysis.depends(node, d.var)
+        )
+        return max(1, prod(d.extent for d in alike))
+
+    @cached_property
+    def _served_under_lane(self) -> int | None:
+        """The dimension that is walked under each step along the lanes, whose reductions serve it."""
+        return max((i for i in self.served if i != len(self.op.dims) - 1), default=None)
 
     def _dot_plan(self, extent: int) -> TilePlan:
         group = max(len(g) for g in self.groups())
@@ -148,7 +169,7 @@ class Planner:
             return False
         if analysis.lane is None or not analysis.depends(reduce, analysis.lane.var):
             return reduce.over[-1].extent >= 2
-        loads = [n for n in loads_below(reduce.body) if analysis.depends(n, analysis.lane.var)]
+        loads = [n for n in loads_at_steps(reduce) if analysis.depends(n, analysis.lane.var)]
         strides = [self._strides(load, reduce) for load in loads]
         strided = [inner for lane, inner in strides if lane not in (0, 1)]
         contiguous = [inner for lane, inner in strides if lane == 1 and inner not in (0, 1)]
@@ -191,28 +212,35 @@ class Planner:
         return frozenset(n.access.buffer for n in loads_below(factors.shared)) if factors else frozenset()
 
 
+def block_order(planner: Planner) -> tuple[int, ...]:
+    """Dimensions from the slowest to the fastest, as a tile function numbers blocks and walks their points:
+    under a micro-kernel, rows share a panel.
+    """
+    dims, row = tuple(range(len(planner.op.dims))), planner.plan.row
+    if not planner.plan.blocked or row is None:
+        return dims
+    return (*(d for d in dims if d != row), row)
+
+
 def choose_tile(op: OpInst, isa: str, threads: int) -> tuple[int, ...]:
     """Points of each dimension that one virtual block takes: about BLOCK_CYCLES of work, and blocks for
     all threads.
 
-    The whole extent of a sequential dimension; 1 for a dimension without points.
+    The whole extent of a sequential dimension, and of one that a reduction serves; 1 for one without points.
     """
     planner = Planner(op, MACHINES[isa])
-    tile = [d.extent if d.sequential else 1 for d in op.dims]
+    whole = [d.sequential or i in planner.served for i, d in enumerate(op.dims)]
+    tile = [max(1, d.extent) if is_whole else 1 for d, is_whole in zip(op.dims, whole, strict=True)]
     least = _least_tile(planner)
     target = min(BLOCK_CYCLES, max(300.0, op_cycles(planner) / (4 * threads)))
     strided = _strided_dimension(planner)
     if strided is not None:
         tile[-1], tile[strided] = least[-1], min(TRANSPOSED_ROWS, op.dims[strided].extent)
     for i in _growth_order(planner):
-        if strided is not None and i in (len(op.dims) - 1, strided):
+        if whole[i] or (strided is not None and i in (len(op.dims) - 1, strided)):
             continue
         room = target / max(1e-9, _cycles(planner, tile, least))
-        step, extent = least[i], op.dims[i].extent
-        if i == len(op.dims) - 1 and _has_row_reductions(planner):
-            tile[i] = max(1, extent)
-        else:
-            tile[i] = max(1, min(extent, step * max(1, int(room))))
+        tile[i] = max(1, min(op.dims[i].extent, least[i] * max(1, int(room))))
     return tuple(tile)
 
 
@@ -252,14 +280,6 @@ def _growth_order(planner: Planner) -> Sequence[int]:
     return order
 
 
-def _has_row_reductions(planner: Planner) -> bool:
-    """Whether every lane of a row uses a reduction of the row, which a second block would compute again."""
-    lane = planner.analysis.lane
-    return lane is not None and any(
-        not planner.analysis.depends(r, lane.var) for r in planner.analysis.reductions
-    )
-
-
 def _cycles(planner: Planner, tile: Sequence[int], least: Sequence[int]) -> float:
     points = prod(max(t, min(n, d.extent)) for t, n, d in zip(tile, least, planner.op.dims, strict=True))
     return points * point_cycles(planner)
@@ -291,10 +311,7 @@ def _node_cycles(planner: Planner, node: Expr) -> float:
     analysis, lane = planner.analysis, planner.analysis.lane
     vector = 1.0 / planner.lanes if lane is not None or node.dtype.is_float else 1.0
     trips = prod(v.extent for v in analysis.free[id(node)] if v in analysis.bound)
-    shared = 1
-    if lane is not None and not analysis.depends(node, lane.var):
-        shared = max(1, lane.extent)
-    return trips * _weight(planner, node) * vector / shared
+    return trips * _weight(planner, node) * vector / planner.points_sharing(node)
 
 
 def _weight(planner: Planner, node: Expr) -> float:

@@ -1,5 +1,5 @@
-"""Math functions of kernels: float32 as polynomials on whole vectors, float64 and rare ones lane by lane
-through libm.
+"""Math functions of kernels: float32, and float64's exp, as polynomials on whole vectors; the rest of float64
+and rare ones lane by lane through libm.
 
 Coefficients are our own weighted minimax fits (Lawson iteration in float64); the tests measure every
 function over dense grids. Each is right at NaN, infinities, signed zeros and subnormal numbers; none relies
@@ -9,13 +9,14 @@ on -ffast-math.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import factorial
 
 _LIBM_F32 = (
     "erfc sin cos tan asin acos atan sinh cosh asinh acosh atanh lgamma atan2 hypot pow fmod"
 ).split()
 """float32 functions that are computed lane by lane."""
 
-_LIBM_F64 = [*_LIBM_F32, *"exp exp2 expm1 log log2 log10 log1p tanh erf".split()]
+_LIBM_F64 = [*_LIBM_F32, *"exp2 expm1 log log2 log10 log1p tanh erf".split()]
 _TWO_ARGUMENTS = frozenset("atan2 hypot pow fmod".split())
 
 
@@ -43,11 +44,9 @@ INLINE f32v nearest(f32v x) { return (x + 12582912.f) - 12582912.f; }  // |x| < 
 
 _POWER_OF_TWO = """\
 // x * 2^n for whole n in [-300, 300], rounded once more only where the result is subnormal.
-INLINE f32v scale(f32v x, f32v n) {
-  i32v i = __builtin_convertvector(n, i32v), half = i >> 1;
-  return x * (f32v)((half + 127) << 23) * (f32v)((i - half + 127) << 23);
-}
+INLINE f32v scale(f32v x, f32v n) { @scale_f32@ }
 """
+"""One instruction where a vector is one register of AVX-512: the prelude fills in which."""
 
 _EXP_POLYNOMIAL = f"""\
 // e^r - 1 for |r| <= ln(2) / 2
@@ -75,6 +74,21 @@ INLINE f32v exp_(f32v x) {
   return scale(exp_rest(r) + 1.f, n);
 }
 """ + _on_scalars("exp_")
+
+_EXP_F64 = f"""\
+INLINE f64v exp_(f64v x) {{
+  f64v y = x < -746. ? broadcast(-746.) : x;
+  y = y > 710. ? broadcast(710.) : y;
+  const f64v shift = broadcast(6755399441055744.);  // 1.5 * 2^52: whole numbers in the low bits of a sum
+  f64v t = y * 1.4426950408889634 + shift, n = t - shift;
+  f64v r = (y - n * 6.93147180369123816e-1) - n * 1.90821492927058770e-10;
+  f64v p = {_polynomial("r", *(f"{1 / factorial(k)!r}" for k in range(13, 1, -1)))};
+  i64v i = (i64v)t - (i64v)shift, half = i >> 1;
+  return (p * (r * r) + r + 1.) * (f64v)((half + 1023) << 52) * (f64v)((i - half + 1023) << 52);
+}}
+INLINE f64 exp_(f64 x) {{ return exp_(broadcast(x))[0]; }}
+"""
+"""Taylor's series: its first term left out is below 4e-18 of the result where |r| <= ln(2) / 2."""
 
 _EXP2 = """\
 INLINE f32v exp2_(f32v x) {
@@ -444,17 +458,17 @@ INLINE f32 round_f16(f32 x) { return from_f16(to_f16(x)); }
 
 _HORIZONTAL = """\
 // Combining the lanes of one vector, by halves.
+#define BY_HALVES(T, PAIR) \\
+  T x[W]; \\
+  EACH_LANE x[l] = v[l]; \\
+  _Pragma("GCC unroll 4") for (int h = W / 2; h; h /= 2) \\
+    _Pragma("GCC unroll 8") for (int l = 0; l < h; l++) x[l] = (T)(PAIR); \\
+  return x[0];
 #define HORIZONTAL(T) \\
-  INLINE T sum_lanes(T##v v) { \\
-    T x[W]; \\
-    EACH_LANE x[l] = v[l]; \\
-    _Pragma("GCC unroll 4") for (int h = W / 2; h; h /= 2) \\
-      _Pragma("GCC unroll 8") for (int l = 0; l < h; l++) x[l] = (T)(x[l] + x[l + h]); \\
-    return x[0]; \\
-  } \\
+  INLINE T sum_lanes(T##v v) { BY_HALVES(T, x[l] + x[l + h]) } \\
   INLINE T prod_lanes(T##v v) { T r = v[0]; for (int l = 1; l < W; l++) r = (T)(r * v[l]); return r; } \\
-  INLINE T max_lanes(T##v v) { T r = v[0]; for (int l = 1; l < W; l++) r = max_(r, (T)v[l]); return r; } \\
-  INLINE T min_lanes(T##v v) { T r = v[0]; for (int l = 1; l < W; l++) r = min_(r, (T)v[l]); return r; }
+  INLINE T max_lanes(T##v v) { BY_HALVES(T, max_(x[l], x[l + h])) } \\
+  INLINE T min_lanes(T##v v) { BY_HALVES(T, min_(x[l], x[l + h])) }
 HORIZONTAL(f32) HORIZONTAL(f64) HORIZONTAL(i64) HORIZONTAL(i32) HORIZONTAL(i16) HORIZONTAL(i8) HORIZONTAL(u8)
 """
 
@@ -487,7 +501,6 @@ def _libm(name: str, kinds: tuple[str, ...]) -> str:
 
 
 _POLYNOMIALS = {
-    "exp": _EXP,
     "exp2": _EXP2,
     "expm1": _EXPM1,
     "log": _LOG,
@@ -503,6 +516,7 @@ MATH: Mapping[str, str] = {
     "scale": _POWER_OF_TWO,
     "exp_rest": _EXP_POLYNOMIAL,
     "log_rest": _LOG_POLYNOMIAL,
+    "exp": _EXP + _EXP_F64,
     **{name: text + _libm(name, ("f64",)) for name, text in _POLYNOMIALS.items()},
     **{name: _libm(name, ("f32", "f64")) for name in _LIBM_F32},
     "sigmoid": _SIGMOID,

@@ -70,11 +70,10 @@ class _Counter:
 
     def _times(self, node: Expr) -> float:
         """How often a node is computed, for one lane each."""
-        analysis, lane = self.analysis, self.analysis.lane
+        analysis = self.analysis
         trips = prod(v.extent for v in analysis.free[id(node)] if v in analysis.bound)
         trips *= prod(v.extent for v in node.over) if isinstance(node, Reduce) else 1
-        shared = 1 if lane is None or analysis.depends(node, lane.var) else lane.extent
-        return self.op.points * trips / shared
+        return self.op.points * trips / self.planner.points_sharing(node)
 
     def _vectors(self, node: Expr) -> float:
         is_vector = self.analysis.lane is not None or node.dtype.is_float

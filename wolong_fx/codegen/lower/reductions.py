@@ -236,14 +236,13 @@ def lower_softmax(
     lowering: Lowering, node: Node, x: TensorValue, dim: int, _half_to_float: bool
 ) -> TensorValue:
     dtype = DTYPES[node.meta["val"].dtype]
-    shifted = _shifted(lowering, x, dim)
-    grown = TensorValue(
-        x.shape, shifted.dtype, lambda at: unary("exp", shifted.at(at)), cost=shifted.cost + 4
-    )
-    grown = kept(lowering, grown)
+    grown = _grown(_shifted(lowering, x, dim))
     total = _spread(kept(lowering, reduction(lowering, "sum", grown, _one(dim, x), grown.dtype)), x, dim)
     return TensorValue(
-        x.shape, dtype, lambda at: cast(binary("div", grown.at(at), total.at(at)), dtype), cost=1
+        x.shape,
+        dtype,
+        lambda at: cast(binary("div", grown.at(at), total.at(at)), dtype),
+        cost=grown.cost + 1,
     )
 
 
@@ -251,9 +250,7 @@ def lower_softmax(
 def lower_log_softmax(lowering: Lowering, node: Node, x: TensorValue, dim: int, _half: bool) -> TensorValue:
     dtype = DTYPES[node.meta["val"].dtype]
     shifted = _shifted(lowering, x, dim)
-    grown = TensorValue(
-        x.shape, shifted.dtype, lambda at: unary("exp", shifted.at(at)), cost=shifted.cost + 4
-    )
+    grown = _grown(shifted)
     logs = reduction(lowering, "sum", grown, _one(dim, x), grown.dtype, lambda s: unary("log", s))
     total = _spread(kept(lowering, logs), x, dim)
     return TensorValue(
@@ -268,6 +265,13 @@ def _shifted(lowering: Lowering, x: TensorValue, dim: int) -> TensorValue:
     most = _spread(kept(lowering, reduction(lowering, "max", x, _one(dim, x), compute)), x, dim)
     return TensorValue(
         x.shape, compute, lambda at: binary("sub", cast(x.at(at), compute), most.at(at)), cost=1
+    )
+
+
+def _grown(shifted: TensorValue) -> TensorValue:
+    """Exponentials, computed where they are read: once a row, if whoever owns the row keeps them."""
+    return TensorValue(
+        shifted.shape, shifted.dtype, lambda at: unary("exp", shifted.at(at)), cost=shifted.cost + 4
     )
 
 
