@@ -312,6 +312,8 @@ def test_a_body_keeps_the_users_lines():
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32))
 @example(1457)  # a step's transposed weight is read after the loop
+@example(102)  # every step takes its weight out of the stack of weights anew
+@example(208)  # so do two loops, one of which the other feeds
 def test_random_recurrences_keep_every_bit(seed):
     model, x = RandomRecurrence(seed), X(9, 2, 3)
     graph = trace_recurrence(model, x)

@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
 from wolong_fx.passes.reroll.readings import value_of
+from wolong_fx.passes.values import same_strides
 
 aten = torch.ops.aten
 
@@ -75,6 +76,17 @@ class Builder:
         if value_of(node).is_contiguous():
             return node
         return self.call(aten.clone.default, node, memory_format=torch.contiguous_format)
+
+    def with_strides(self, node: Node, like: torch.Tensor) -> Node:
+        """The value with the strides of another, gaps included; copied only where it has others.
+
+        A library's MatMul rounds a transposed operand otherwise than a contiguous one.
+        """
+        if same_strides(like, value_of(node)):
+            return node
+        meta = {"dtype": like.dtype, "device": like.device}
+        empty = self.call(aten.empty_strided.default, list(like.shape), list(like.stride()), **meta)
+        return self.call(aten.copy.default, empty, node)
 
     def merge_dims(self, node: Node, dim: int) -> Node:
         """Dimensions `dim` and `dim + 1` as one."""

@@ -20,7 +20,6 @@ from wolong_fx.passes.reroll.loop import Loop
 from wolong_fx.passes.reroll.order_items import order_items
 from wolong_fx.passes.reroll.plan_scan import ScanPlan, plan_scan
 from wolong_fx.passes.reroll.purity import is_draw
-from wolong_fx.passes.values import same_strides
 
 BODY_PREFIX = "_wolong_body"
 
@@ -127,15 +126,8 @@ class _Emitter:
         )
 
     def _with_strides(self, number: int, node: Node) -> Node:
-        """A value has the strides it had, gaps included: it may leave the graph, and a library's MatMul
-        rounds a transposed operand otherwise than a contiguous one."""
-        value = value_of(self._arrays.nodes[number])
-        if same_strides(value, value_of(node)):
-            return node
-        size, strides = list(value.shape), list(value.stride())
-        like = {"dtype": value.dtype, "device": value.device}
-        empty = self._builder.call(aten.empty_strided.default, size, strides, **like)
-        return self._builder.call(aten.copy.default, empty, node)
+        """A value has the strides it had: it may leave the graph, or be an operand of a MatMul."""
+        return self._builder.with_strides(node, value_of(self._arrays.nodes[number]))
 
     def _series(self, loop: Loop, row: int) -> Node:
         """The scan's result with all steps of a row."""

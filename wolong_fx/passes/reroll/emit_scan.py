@@ -112,9 +112,15 @@ class _Body:
             self._builder.with_value(
                 node, outer.first_of(value) if first_input <= i < first_invariant else value
             )
-        self._inputs = dict(zip(plan.inputs, self._given[first_input:first_invariant], strict=False))
+        slices = zip(plan.inputs, self._given[first_input:first_invariant], strict=False)
+        self._inputs = {operand: self._as_it_was(operand, node) for operand, node in slices}
         self._invariants = dict(zip(plan.invariants, self._given[first_invariant:], strict=True))
         self._rows: list[Node] = []
+
+    def _as_it_was(self, operand: PerStep, node: Node) -> Node:
+        """What steps read of tensors that stood apart has the layout that these had."""
+        value = value_of(self._arrays.nodes[operand.nodes[0]])
+        return self._builder.with_strides(node, value) if isinstance(value, torch.Tensor) else node
 
     def build(self) -> GraphModule:
         for row, operands in enumerate(self._plan.loop.operands):
