@@ -30,7 +30,7 @@ from wolong_fx.codegen.split_ops import split_ops
 from wolong_fx.codegen.split_prepare import Preparation, PrepareSplitter
 from wolong_fx.codegen.split_reductions import split_reductions
 from wolong_fx.codegen.targets import Target, find_target
-from wolong_fx.ir.happens_before import check_races, remove_redundant_barriers
+from wolong_fx.ir.happens_before import Owner, check_races, remove_redundant_barriers
 from wolong_fx.ir.program import Program
 from wolong_fx.ir.text import print_program
 from wolong_fx.ir.types import Buffer, BufferKind
@@ -65,6 +65,14 @@ PACK = "pack-operands"
 """The target's own step, after those of STEPS: what many operators stream is copied into their order."""
 
 PackOperands = Callable[[list[Element], Collection[Buffer], int], list[Element]]
+
+
+FindOwner = Callable[[Program], Owner | None]
+"""Which thread of a team will run which virtual block of a scheduled program, if that is settled."""
+
+
+def owner_unknown(program: Program) -> None:
+    """The FindOwner of a target whose blocks run wherever there is room."""
 
 
 def leave_operands(ops: list[Element], static: Collection[Buffer], room: int) -> list[Element]:
@@ -114,7 +122,7 @@ def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
     Raises UnsupportedOperator for a node that `why_unsupported` refuses, NoCompiler and CompilerFailed.
     """
     target = find_target(options)
-    choices = target.choose_tile, target.pack_operands, target.estimate
+    choices = target.choose_tile, target.pack_operands, target.estimate, target.owner
     split = build_programs(gm, options, ledger, *choices)
     run, prepare = split.run, split.prepare
     with ledger.timed(FORECAST):
@@ -163,13 +171,16 @@ def build_programs(
     choose_tile: ChooseTile,
     pack_operands: PackOperands = leave_operands,
     estimate: Estimate = never_known,
+    find_owner: FindOwner = owner_unknown,
 ) -> SplitProgram:
     """The programs of a partition, scheduled and planned, verified, with only the barriers they need.
 
     Placeholders with meta["static"] are weights; what depends on them alone is prepared.
     choose_tile, pack_operands: the target's choices; by default operands stay as they are
     estimate: by default what may be joined is
+    find_owner: by default barriers stay between blocks that might run on two threads
     """
+    finish = partial(_finish_program, choose_tile=choose_tile, find_owner=find_owner, ledger=ledger)
     with ledger.timed("lower"):
         lowered = lower_graph(gm)
     inputs = [b for b in lowered.io if b.kind.is_given]
@@ -185,15 +196,15 @@ def build_programs(
         ops = splitter.take(ops)
         preparation = splitter.finish(ops)
     if preparation is None:
-        run = _finish_program("wolong", ops, lowered.io, choose_tile, ledger)
+        run = finish("wolong", ops, lowered.io)
         return SplitProgram(run, None, Wiring((), tuple(range(len(inputs))), ()))
-    prepare = _prepare_program(preparation, options, choose_tile, ledger)
+    prepare = _prepare_program(preparation, options, finish, ledger)
     read = {b for op in ops for b in op.reads()}
     others = [b for b in inputs if b not in splitter.static]
     weights = [b for b in inputs if b in splitter.static and b in read]
     outputs = [b for b in lowered.io if b.kind is BufferKind.OUTPUT]
     io = [*others, *weights, *preparation.residents, *outputs]
-    run = _finish_program("wolong", ops, io, choose_tile, ledger)
+    run = finish("wolong", ops, io)
     groups = (preparation.inputs, others, weights)
     return SplitProgram(run, prepare, Wiring(*(tuple(map(inputs.index, group)) for group in groups)))
 
@@ -208,16 +219,21 @@ def _static_inputs(gm: GraphModule, inputs: list[Buffer], options: Options) -> f
 
 
 def _prepare_program(
-    preparation: Preparation, options: Options, choose_tile: ChooseTile, ledger: Ledger
+    preparation: Preparation, options: Options, finish: Callable[..., Program], ledger: Ledger
 ) -> Program:
     with ledger.timed(SPLIT):  # its steps are not counted among those of the graph
         ops = _run_steps(list(preparation.ops), after_split(), options, Ledger())
     io = [*preparation.inputs, *preparation.outputs]
-    return _finish_program("wolong_prepare", ops, io, choose_tile, ledger)
+    return finish("wolong_prepare", ops, io)
 
 
 def _finish_program(
-    name: str, ops: list[Element], io: list[Buffer], choose_tile: ChooseTile, ledger: Ledger
+    name: str,
+    ops: list[Element],
+    io: list[Buffer],
+    choose_tile: ChooseTile,
+    find_owner: FindOwner,
+    ledger: Ledger,
 ) -> Program:
     """Operators to a verified program with only the barriers it needs."""
     with ledger.timed("schedule-ops"):
@@ -228,7 +244,7 @@ def _finish_program(
         verify(program, after="plan-memory")
     with ledger.timed("remove-barriers"):
         check_races(program)
-        return drop_empty_stages(remove_redundant_barriers(program))
+        return drop_empty_stages(remove_redundant_barriers(program, find_owner(program)))
 
 
 def _arena_bytes(program: Program) -> int:

@@ -18,13 +18,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf, prod
 
+from wolong_fx.codegen.cpp.cuts import Cutter
 from wolong_fx.codegen.cpp.machine import MACHINES, Machine
-from wolong_fx.codegen.cpp.signature import Bindings, Key, accesses, signature
-from wolong_fx.codegen.cpp.tables import Entry, cut_stage
-from wolong_fx.codegen.cpp.tiles import Planner, op_cycles
+from wolong_fx.codegen.cpp.signature import (
+    Bindings,
+    Key,
+    accesses,
+    inner_variables,
+    outer_variables,
+    signature,
+)
+from wolong_fx.codegen.cpp.tiles import Planner
 from wolong_fx.codegen.cpp.work import Work, op_work
-from wolong_fx.ir.expr import Reduce
-from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
 from wolong_fx.ir.types import Buffer
 from wolong_fx.runtime import MachineCosts
@@ -72,25 +77,15 @@ def forecast(
     return Forecast(alone, team, threads if is_team else 1)
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What a cost is made of; the same for all operators of one signature.
-
-    cycles: by which the emitter cuts its blocks
-    """
-
-    work: Work
-    cycles: float
-
-
 @dataclass
 class CostModel:
     """Predicts seconds from the costs of a machine; operators that are alike are looked at once."""
 
     costs: MachineCosts
     machine: Machine
-    _known: dict[Key, _Known] = field(default_factory=dict)
-    _of_op: dict[OpInst, _Known] = field(default_factory=dict)
+    _alike: dict[Key, Work] = field(default_factory=dict)
+    _of_op: dict[OpInst, Work] = field(default_factory=dict)
+    _cutters: dict[int, Cutter] = field(default_factory=dict)
 
     def program_seconds(self, program: Program, threads: int) -> float:
         """Of one call on `threads` threads."""
@@ -102,16 +97,16 @@ class CostModel:
 
         scope_bytes: what is touched before the stage's operands are touched again
         """
-        ops = [op for op in stage.ops if op.points]
-        entries = [self._entry(number, op) for number, op in enumerate(ops)]
-        a_block = [self.op_seconds(op, threads, scope_bytes) / op.virtual_blocks for op in ops]
-        by_thread = cut_stage(entries, threads)
-        slowest = max(sum((r.last - r.first) * a_block[r.function] for r in runs) for runs in by_thread)
+        blocks = [max(1, op.virtual_blocks) for op in stage.ops]
+        seconds = [self.op_seconds(op, threads, scope_bytes) if op.points else 0.0 for op in stage.ops]
+        a_block = [a / b for a, b in zip(seconds, blocks, strict=True)]
+        by_thread = self._cutter(threads).parts(stage)
+        slowest = max(sum((p.last - p.first) * a_block[p.op] for p in parts) for parts in by_thread)
         return slowest + (self.costs.barrier if stage.barrier and threads > 1 else 0.0)
 
     def op_seconds(self, op: OpInst, threads: int, scope_bytes: float) -> float:
         """Of all its virtual blocks one after another, on one of `threads` threads that share the caches."""
-        work, costs = self._find(op).work, self.costs
+        work, costs = self._work(op), self.costs
         arithmetic = (
             work.cycles * costs.cycle
             + work.multiply_adds / costs.fma_rate
@@ -143,18 +138,16 @@ class CostModel:
             for item in items
         )
 
-    def _entry(self, number: int, op: OpInst) -> Entry:
-        return Entry(number, 0, op.virtual_blocks, 1, self._find(op).cycles)
+    def _cutter(self, threads: int) -> Cutter:
+        return self._cutters.setdefault(threads, Cutter(self.machine, threads))
 
-    def _find(self, op: OpInst) -> _Known:
-        found = self._of_op.get(op)
-        if found is None:
-            key = signature(op, Bindings.of(op), _outer_variables(op))
-            if key not in self._known:
-                planner = Planner(op, self.machine)
-                self._known[key] = _Known(op_work(planner), op_cycles(planner))
-            found = self._of_op[op] = self._known[key]
-        return found
+    def _work(self, op: OpInst) -> Work:
+        if op not in self._of_op:
+            key = signature(op, Bindings.of(op), outer_variables(op))
+            if key not in self._alike:
+                self._alike[key] = op_work(Planner(op, self.machine))
+            self._of_op[op] = self._alike[key]
+        return self._of_op[op]
 
 
 def touched_bytes(ops: Iterable[OpInst]) -> int:
@@ -170,23 +163,12 @@ def touched_bytes(ops: Iterable[OpInst]) -> int:
 
 
 def _touched_elements(op: OpInst) -> dict[Buffer, int]:
-    inner, found = _inner_variables(op), dict[Buffer, int]()
+    inner, found = inner_variables(op), dict[Buffer, int]()
     different = {(a.buffer, a.index): a for a in accesses(op)}
     for access in different.values():
         variables = {v for i in access.affine for v in i.variables()} & inner
         found[access.buffer] = found.get(access.buffer, 0) + prod(v.extent for v in variables)
     return found
-
-
-def _inner_variables(op: OpInst) -> set[Var]:
-    reduced = {v for n in op.expressions() if isinstance(n, Reduce) for v in n.over}
-    return reduced | {d.var for d in op.dims}
-
-
-def _outer_variables(op: OpInst) -> dict[Var, int]:
-    """Variables of the loops around an operator that it uses, numbered."""
-    used = {v: None for access in accesses(op) for i in access.affine for v in sorted(i.variables(), key=str)}
-    return {v: depth for depth, v in enumerate(v for v in used if v not in _inner_variables(op))}
 
 
 def _ops_in(items: Sequence[Item]) -> Iterator[OpInst]:

@@ -8,11 +8,12 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from wolong_fx.codegen.cost_model import Forecast, forecast
-from wolong_fx.codegen.cpp import KernelSource, choose_tile, emit_program, pack_operands
+from wolong_fx.codegen.cpp import BlockOwners, KernelSource, choose_tile, emit_program, pack_operands
 from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.lower.value import TORCH_DTYPES
 from wolong_fx.codegen.reference import ReferenceKernel
 from wolong_fx.codegen.schedule_ops import schedule_ops
+from wolong_fx.ir.happens_before import Owner
 from wolong_fx.ir.program import OpInst, Program
 from wolong_fx.ir.text import print_program
 from wolong_fx.ir.types import Buffer, BufferKind
@@ -46,6 +47,10 @@ class Target(Protocol):
 
     def estimate(self, elements: Sequence[Element]) -> float | None:
         """Seconds that elements take, scheduled by themselves, if that can be said."""
+        ...
+
+    def owner(self, program: Program) -> Owner | None:
+        """Which thread will run which virtual block of a program with tiles, if that is settled."""
         ...
 
     def forecast(self, program: Program) -> Forecast | None:
@@ -91,6 +96,9 @@ class CppTarget:
         program = schedule_ops("estimate", elements, (), self.choose_tile)
         return forecast(program, self.isa, self.threads, self.costs).seconds
 
+    def owner(self, program: Program) -> Owner:
+        return BlockOwners(program, self.isa, self.threads)
+
     def forecast(self, program: Program) -> Forecast:
         return _forecast(program, self.isa, self.threads, self.costs, may_choose=not self.options.threads)
 
@@ -131,6 +139,9 @@ class ReferenceTarget:
         return ops
 
     def estimate(self, elements: Sequence[Element]) -> None:
+        return None
+
+    def owner(self, program: Program) -> None:
         return None
 
     def forecast(self, program: Program) -> None:

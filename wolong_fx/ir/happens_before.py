@@ -27,8 +27,11 @@ Safe, not exact: a pair is reported unless one of these proves it apart, each a 
 5. Boxes (or hulls in bytes) block by block.
 6. The bytes themselves, enumerated, where they are few.
 
-With an `owner` (which thread runs which block), pairs of blocks on one thread are ordered as well; then 5 and
-6 are tried for pairs of operators too, with blocks of one thread left out.
+With an `owner` (which thread runs which block, in every trip), the kernel promises more: one thread runs
+all blocks that it owns in program order. Pairs of blocks with one owner are then ordered as well: 5 and 6 are
+tried for pairs of operators too, with blocks of one owner left out. Nothing else of the owner is used, so a
+barrier that goes is not needed however the blocks of *different* owners run beside each other; and a smaller
+team, whose threads take over all blocks of several owners, keeps the promise.
 """
 
 from __future__ import annotations
@@ -154,6 +157,15 @@ class _Check:
         lone = map(find_lone_operator, program.stages() if owner is None else ())
         self.alone = frozenset(filter(None, lone))
         self.places = {b: _place(b, program.arena) for b in program.buffers}
+        self._owners: dict[OpInst, np.ndarray] = {}
+
+    def owners(self, seen: _Seen) -> np.ndarray:
+        """The thread of each virtual block, or its number where no owner is known: equal ones are ordered."""
+        op, owner = seen.touch.op, self.owner
+        if op not in self._owners:
+            blocks = range(_blocks(op))
+            self._owners[op] = np.array([owner(op, n) for n in blocks] if owner else blocks, dtype=np.int64)
+        return self._owners[op]
 
     def walk(self, body: Iterable[Item], trips: Trips, epoch: _Epoch) -> _Epoch:
         """Check the items in order from an open epoch; the epoch that is open at the end."""
@@ -335,8 +347,7 @@ def _operators_are_apart(a: _Seen, b: _Seen, check: _Check) -> bool:
         return True
     if check.owner is None:
         return _sets_are_apart(a, b, lambda s: np.full(_blocks(s.touch.op), s is a), check.enumerated)
-    labels = _owners(check.owner)
-    return _block_boxes_are_apart(a, b, labels) or _sets_are_apart(a, b, labels, check.enumerated)
+    return _block_boxes_are_apart(a, b, check.owners) or _sets_are_apart(a, b, check.owners, check.enumerated)
 
 
 def _blocks_are_apart(a: _Seen, b: _Seen, check: _Check) -> bool:
@@ -347,8 +358,7 @@ def _blocks_are_apart(a: _Seen, b: _Seen, check: _Check) -> bool:
         return True
     if a.place.key == b.place.key and _is_told_by_index(a.touch, b.touch):
         return True
-    labels = _owners(check.owner) if check.owner else lambda s: np.arange(_blocks(s.touch.op))
-    return _block_boxes_are_apart(a, b, labels) or _sets_are_apart(a, b, labels, check.enumerated)
+    return _block_boxes_are_apart(a, b, check.owners) or _sets_are_apart(a, b, check.owners, check.enumerated)
 
 
 def _is_told_by_index(a: Touch, b: Touch) -> bool:
@@ -367,10 +377,6 @@ Labels = Callable[[_Seen], np.ndarray]
 """A label for each virtual block of a touch's operator; blocks with equal labels are ordered."""
 
 
-def _owners(owner: Owner) -> Labels:
-    return lambda seen: np.array([owner(seen.touch.op, n) for n in range(_blocks(seen.touch.op))])
-
-
 def _block_boxes_are_apart(a: _Seen, b: _Seen, labels: Labels) -> bool:
     """Whether blocks with different labels have boxes (or byte hulls) that are apart; trips are taken
     together.
@@ -378,6 +384,8 @@ def _block_boxes_are_apart(a: _Seen, b: _Seen, labels: Labels) -> bool:
     if max(_blocks(a.touch.op), _blocks(b.touch.op)) > BLOCKS:
         return False
     meets = labels(a)[:, None] != labels(b)[None, :]
+    if not meets.any():
+        return True
     by_coordinate = a.place.key == b.place.key
     pairs = zip(_block_boxes(a, by_coordinate), _block_boxes(b, by_coordinate), strict=True)
     for (low_a, high_a), (low_b, high_b) in pairs:

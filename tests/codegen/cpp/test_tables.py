@@ -1,68 +1,18 @@
-"""How stages are cut for threads, tiles chosen and tile functions shared."""
+"""How tiles are chosen and tile functions shared."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from wolong_fx.codegen.cpp import choose_tile, emit_program
-from wolong_fx.codegen.cpp.tables import SMALL_STAGE, Entry, Tables, cut_stage
+from wolong_fx.codegen.cpp.tables import Tables
 from wolong_fx.ir.expr import Unary
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import OpInst, Program, Store
 from wolong_fx.testing.kernels import with_chosen_tiles
 from wolong_fx.testing.programs import TYPICAL, ProgramBuilder, at, dot, load, operator
-
-entries = st.lists(
-    st.builds(
-        Entry,
-        function=st.integers(0, 3),
-        bindings=st.integers(0, 9),
-        blocks=st.integers(1, 200),
-        panel=st.integers(1, 9),
-        cycles=st.floats(0, 1e7),
-    ),
-    max_size=6,
-)
-
-
-@given(entries, st.integers(1, 9))
-def test_every_block_runs_on_exactly_one_thread(stage, threads):
-    runs = [run for thread in cut_stage(stage, threads) for run in thread]
-    blocks = [b for run in runs for b in range(run.first, run.last)]
-    assert len(blocks) == sum(e.blocks for e in stage)
-    at = 0
-    for entry in stage:  # contiguous ranges, in order
-        covered = 0
-        while covered < entry.blocks:
-            assert runs[at].first == covered and runs[at].last > covered
-            covered, at = runs[at].last, at + 1
-
-
-@given(st.integers(2, 8), st.integers(8, 400))
-def test_equal_blocks_are_shared_evenly(threads, blocks):
-    stage = [Entry(0, 0, blocks, 1, 1e6)]
-    counts = [sum(r.last - r.first for r in thread) for thread in cut_stage(stage, threads)]
-    assert max(counts) - min(counts) <= 1
-
-
-def test_a_stage_of_little_work_stays_on_one_thread():
-    runs = cut_stage([Entry(0, 0, 10, 1, SMALL_STAGE / 2)], 4)
-    assert [len(r) for r in runs] == [0, 0, 0, 1] or [len(r) for r in runs] == [1, 0, 0, 0]
-
-
-@given(st.floats(0, 1e9), st.integers(1, 9))
-def test_a_block_alone_in_its_stage_is_the_first_threads(cycles, threads):
-    first, *others = cut_stage([Entry(0, 0, 1, 1, cycles)], threads)
-    assert [(r.first, r.last) for r in first] == [(0, 1)] and not any(others)
-
-
-def test_panels_are_kept_together_where_there_are_enough():
-    runs = cut_stage([Entry(0, 0, 40, 10, 1e6)], 2)
-    assert [(r.first, r.last) for thread in runs for r in thread] == [(0, 20), (20, 40)]
 
 
 def test_equal_bindings_share_a_place_in_the_table():

@@ -1,7 +1,7 @@
 """The CPU target: programs as header-free C++ with a persistent thread team and barriers.
 
 `pack_operands(ops, isa) -> ops`, `choose_tile(op, isa, threads) -> tile` before and while scheduling;
-`emit_program(program, isa, threads) -> KernelSource` after it.
+`BlockOwners(program, isa, threads)`, `emit_program(program, isa, threads) -> KernelSource` after it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from wolong_fx.codegen.cpp.cuts import BlockOwners
     from wolong_fx.codegen.cpp.emitter import KernelSource, emit_program
     from wolong_fx.codegen.cpp.packing import pack_operands
     from wolong_fx.codegen.cpp.tiles import choose_tile
 
-__all__ = ["KernelSource", "choose_tile", "emit_program", "pack_operands"]
+__all__ = ["BlockOwners", "KernelSource", "choose_tile", "emit_program", "pack_operands"]
 
 _HOMES = {
+    "BlockOwners": "cuts",
     "KernelSource": "emitter",
     "choose_tile": "tiles",
     "emit_program": "emitter",

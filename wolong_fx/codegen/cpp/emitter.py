@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from wolong_fx.codegen.cpp.cuts import Cutter
 from wolong_fx.codegen.cpp.machine import MACHINES, Machine
 from wolong_fx.codegen.cpp.prelude import emit_scalars, emit_vectors
 from wolong_fx.codegen.cpp.signature import Binding, Bindings, Key, signature
-from wolong_fx.codegen.cpp.tables import Entry, Tables, emit_tables
-from wolong_fx.codegen.cpp.team import ENTRY_POINTS, TEAM, emit_layout, largest_team
+from wolong_fx.codegen.cpp.tables import Run, Tables, emit_tables
+from wolong_fx.codegen.cpp.team import ENTRY_POINTS, TEAM, emit_layout, team_of
 from wolong_fx.codegen.cpp.tile_function import TileFunction, TileFunctionText
-from wolong_fx.codegen.cpp.tiles import Planner, op_cycles
+from wolong_fx.codegen.cpp.tiles import Planner
 from wolong_fx.codegen.cpp.vector_math import emit_libm_declarations
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
@@ -46,7 +47,7 @@ def emit_program(program: Program, isa: str, threads: int) -> KernelSource:
     isa: "avx512", "avx2" or "portable"
     threads: size of the team; the kernel also runs on one thread
     """
-    return _ProgramText(program, MACHINES[isa], max(1, min(threads, largest_team()))).write()
+    return _ProgramText(program, MACHINES[isa], team_of(threads)).write()
 
 
 @dataclass
@@ -54,7 +55,6 @@ class _Emitted:
     """A tile function and what the operators that share it are called."""
 
     function: TileFunction
-    cycles: float
     number: int
     users: list[OpInst] = field(default_factory=list)
 
@@ -63,6 +63,7 @@ class _ProgramText:
     def __init__(self, program: Program, machine: Machine, threads: int) -> None:
         self.program, self.machine = program, machine
         self.tables = Tables(threads)
+        self.cutter = Cutter(machine, threads)
         self.checks: list[str] = []
         self.emitted: dict[Key, _Emitted] = {}
         self.used: dict[int, set[str]] = {}
@@ -127,28 +128,28 @@ class _ProgramText:
         self.body.append(f"{pad}}}")
 
     def _stage(self, stage: Stage, loops: dict[Var, int]) -> None:
-        entries = [self._entry(op, loops) for op in stage.ops]
-        self.tables.add_stage([e for e in entries if e.blocks], stage.barrier)
+        bound = [self._bind(op, loops) if op.points else (0, 0) for op in stage.ops]
+        by_thread = self.cutter.parts(stage)
+        runs = [[Run(*bound[part.op], part.first, part.last) for part in parts] for parts in by_thread]
+        self.tables.add_stage(runs, stage.barrier)
         self.stages += 1
 
-    def _entry(self, op: OpInst, loops: dict[Var, int]) -> Entry:
-        if not op.points:
-            return Entry(0, 0, 0, 1, 0.0)
+    def _bind(self, op: OpInst, loops: dict[Var, int]) -> tuple[int, int]:
+        """The number of an operator's tile function, and where its bindings start."""
         bindings = Bindings.of(op)
         key = signature(op, bindings, loops)
         if key not in self.emitted:
             self.emitted[key] = self._emit(op, bindings, loops)
         known = self.emitted[key]
         known.users.append(op)
-        at = self.tables.bind(self._argument(p) for p in bindings.pointers)
-        return Entry(known.number, at, op.virtual_blocks, known.function.panel, known.cycles)
+        return known.number, self.tables.bind(self._argument(p) for p in bindings.pointers)
 
     def _emit(self, op: OpInst, bindings: Bindings, loops: dict[Var, int]) -> _Emitted:
         planner = Planner(op, self.machine)
         used = self.used.setdefault(planner.lanes, set())
         name = f"tile{len(self.emitted)}"
         text = TileFunctionText(name, planner, bindings, loops, self._number_check, used.add)
-        return _Emitted(text.write(), op_cycles(planner), len(self.emitted))
+        return _Emitted(text.write(), len(self.emitted))
 
     def _number_check(self, message: str) -> int:
         if message not in self.checks:

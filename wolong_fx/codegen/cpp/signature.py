@@ -73,6 +73,19 @@ def signature(op: OpInst, bindings: Bindings, loop_depth: Mapping[Var, int]) -> 
     return _Signer(op, bindings, loop_depth).key()
 
 
+def inner_variables(op: OpInst) -> set[Var]:
+    """Variables of an operator's domain and of its reductions."""
+    reduced = {v for n in op.expressions() if isinstance(n, Reduce) for v in n.over}
+    return reduced | {d.var for d in op.dims}
+
+
+def outer_variables(op: OpInst) -> dict[Var, int]:
+    """Variables of the loops around an operator that it uses, numbered."""
+    inner = inner_variables(op)
+    used = {v: None for access in accesses(op) for i in access.affine for v in sorted(i.variables(), key=str)}
+    return {v: depth for depth, v in enumerate(v for v in used if v not in inner)}
+
+
 class _Signer:
     def __init__(self, op: OpInst, bindings: Bindings, loop_depth: Mapping[Var, int]) -> None:
         self.op = op

@@ -9,24 +9,6 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One operator of a stage.
-
-    function: number of its tile function
-    bindings: where its bindings start in the table of bindings
-    blocks: virtual blocks
-    panel: blocks that a cut should keep together
-    cycles: estimated work of all blocks
-    """
-
-    function: int
-    bindings: int
-    blocks: int
-    panel: int
-    cycles: float
-
-
-@dataclass(frozen=True)
 class Run:
     """Consecutive virtual blocks of one operator, for one thread."""
 
@@ -34,10 +16,6 @@ class Run:
     bindings: int
     first: int
     last: int
-
-
-SMALL_STAGE = 1500.0
-"""Cycles of a stage that is left to one thread: handing cache lines around would cost more."""
 
 
 @dataclass
@@ -59,53 +37,12 @@ class Tables:
             self.bindings += flat
         return self._bound[flat]
 
-    def add_stage(self, entries: Sequence[Entry], barrier: bool) -> None:
-        """Cut a stage's blocks into one contiguous range of equal cost for each thread."""
-        for runs in cut_stage(entries, self.threads):
+    def add_stage(self, runs_by_thread: Iterable[Sequence[Run]], barrier: bool) -> None:
+        """The runs of each thread in one stage."""
+        for runs in runs_by_thread:
             self.runs += runs
             self.starts.append(len(self.runs))
         self.barriers.append(barrier)
-
-
-def cut_stage(entries: Sequence[Entry], threads: int) -> list[list[Run]]:
-    """Runs of each thread: static contiguous ranges, so that a thread meets the same memory in every trip
-    of a loop.
-
-    Cuts fall between panels where there are at least two a thread, else between blocks. A block that is alone
-    is the first thread's, always: no barrier is needed between two such stages.
-    """
-    total = sum(e.cycles for e in entries)
-    found: list[list[Run]] = [[] for _ in range(threads)]
-    is_alone = sum(e.blocks for e in entries) == 1
-    share = float("inf") if is_alone or total <= SMALL_STAGE else total / threads
-    before = 0.0
-    for entry in entries:
-        unit = _unit(entry, entry.cycles / total * threads if total else 1)
-        first = 0
-        for thread in range(threads):
-            ends = _part(share * (thread + 1) - before, entry.cycles)
-            last = entry.blocks if thread == threads - 1 else _cut(entry, ends, unit)
-            if last > first:
-                found[thread].append(Run(entry.function, entry.bindings, first, last))
-                first = last
-        before += entry.cycles
-    return found
-
-
-def _unit(entry: Entry, threads: float) -> int:
-    panels = entry.blocks // max(1, entry.panel)
-    return entry.panel if panels >= 8 * threads or (threads > 1 and panels % round(threads) == 0) else 1
-
-
-def _part(cycles: float, whole: float) -> float:
-    """`cycles` as a part of `whole`, between 0 and 1."""
-    if cycles >= whole:
-        return 1.0
-    return cycles / whole if cycles > 0 else 0.0
-
-
-def _cut(entry: Entry, part: float, unit: int) -> int:
-    return entry.blocks if part >= 1 else min(entry.blocks, round(entry.blocks / unit * part) * unit)
 
 
 def emit_tables(tables: Tables, functions: Sequence[str]) -> str:

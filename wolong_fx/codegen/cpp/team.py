@@ -16,6 +16,11 @@ def largest_team() -> int:
     return (HEADER_BYTES - FLAGS) // 64
 
 
+def team_of(threads: int) -> int:
+    """The team that tables are cut for where `threads` are wanted."""
+    return max(1, min(threads, largest_team()))
+
+
 def flag_bytes(threads: int) -> int:
     """Distance of two threads' flags: two cache lines, which processors fetch in pairs, unless there are
     many.

@@ -13,7 +13,7 @@ from wolong_fx.codegen.cpp.memory import STORAGE_TYPES, Active, Context, MemoryT
 from wolong_fx.codegen.cpp.reductions import Cell, ReductionText
 from wolong_fx.codegen.cpp.scope import Scope, Scopes
 from wolong_fx.codegen.cpp.signature import Bindings
-from wolong_fx.codegen.cpp.tiles import Planner
+from wolong_fx.codegen.cpp.tiles import Planner, block_order
 from wolong_fx.ir.expr import Load
 from wolong_fx.ir.index import Index, IndexLike, Var
 
@@ -27,12 +27,10 @@ class TileFunction:
 
     name: of the function
     lanes: elements of its vectors, which choose the namespace it stands in
-    panel: virtual blocks that share an operand and stand next to each other: the best places to cut
     """
 
     name: str
     lanes: int
-    panel: int
     text: str
 
 
@@ -55,6 +53,7 @@ class TileFunctionText:
         use: Callable[[str], None],
     ) -> None:
         self.name, self.op, self.planner, self.bindings = name, planner.op, planner, bindings
+        self.order = block_order(planner)
         self.plan = planner.plan.fitted(planner.op)
         self.analysis = planner.analysis
         self.grid = [Var(f"b{i}", max(n, 1)) for i, n in enumerate(planner.op.grid)]
@@ -83,7 +82,7 @@ class TileFunctionText:
         parameters = "char* const* args, const i64* bind, const i64* loop, i64 first, i64 last"
         header = f"NOINLINE void {self.name}({parameters})"
         text = "\n".join([*self.kernels, header + " {", *("  " + line for line in lines), "}"])
-        return TileFunction(self.name, self.plan.lanes, self._panel(), text)
+        return TileFunction(self.name, self.plan.lanes, text)
 
     # What stands around the points of a block
 
@@ -100,21 +99,10 @@ class TileFunctionText:
         """Variables that have a value anywhere in a block."""
         return [*self.grid, *self.loops.values(), self.lane]
 
-    def _order(self) -> list[int]:
-        """Dimensions from the slowest to the fastest: under a micro-kernel, rows share a panel."""
-        dims = list(range(len(self.op.dims)))
-        if self.plan.blocked and self.plan.row is not None:
-            dims = [d for d in dims if d != self.plan.row] + [self.plan.row]
-        return dims
-
-    def _panel(self) -> int:
-        is_shared = self.plan.blocked and self.plan.row is not None
-        return self.op.grid[self.plan.row or 0] if is_shared else 1
-
     def _block_position(self) -> list[str]:
         """b0.. of block number b, and n0.., the points the block has along each dimension."""
         lines, stride = [], 1
-        for i in reversed(self._order()):
+        for i in reversed(self.order):
             blocks, tile, extent = self.op.grid[i], self.op.tile[i], self.op.dims[i].extent
             if blocks > 1:
                 at = "b" if stride == 1 else f"b / {stride}"
@@ -153,7 +141,7 @@ class TileFunctionText:
         env: dict[Var, Index] = {v: Index.of(t) for v, t in self.loops.items()}
         special = {self.lane_dim, self.plan.row}
         with ExitStack() as stack:
-            for i in self._order():
+            for i in self.order:
                 if i not in special:
                     scopes, env = self._loop(i, scopes, env, stack)
             self._steps_of_kernel(scopes, env)
