@@ -571,20 +571,21 @@ class CannotReduceGuards(Exception):
 
 
 def reduce_guards(
-    guards: Any, scope: dict[str, Any], globals_: dict[str, Any], settled: Container[int]
+    guards: Any, names: Mapping[str, Any], settled: Container[int], roots: Container[str]
 ) -> tuple[Callable[[dict[str, Any]], bool], set[int]]:
     """Dynamo's guards without those that hold as long as some objects are unchanged.
 
-    scope: the local variables that the guards see: `function`, a bound method that is never another, and
-        `args` and `kwargs`, whose guards are left out
-    settled: ids of objects known to be unchanged: the method, modules, dictionaries, tensors
-    Returns what checks the remaining guards, given `scope`, and the ids of the settled tensors met.
+    names: what the guards see: L, the local variables, of which those of `args` and `kwargs` are left out,
+        and G, the global ones
+    settled: ids of objects known to be unchanged: functions, modules, dictionaries, tensors
+    roots: sources at which settled objects stand and stay
+    Returns what checks the remaining guards, given L, and the ids of the settled tensors met.
     Raises CannotReduceGuards. 2.13.
     """
-    walk = _GuardWalk({"L": scope, "G": globals_}, settled)
+    walk = _GuardWalk(names, settled, roots)
     walk.visit(guards, is_settled=False)  # the root's own guards, of modes, are always kept
     reduced = guards.clone_manager(lambda node: node.get_source() in walk.kept)
-    if reduced is None or not reduced.check(scope):
+    if reduced is None or not reduced.check(names["L"]):
         raise CannotReduceGuards("the guards of Dynamo do not hold by themselves")
     return reduced.check, walk.tensors
 
@@ -592,8 +593,8 @@ def reduce_guards(
 class _GuardWalk:
     """Goes through a tree of guards; `kept` are the sources of those that must still be checked."""
 
-    def __init__(self, names: dict[str, Any], settled: Container[int]) -> None:
-        self._names, self._settled = names, settled
+    def __init__(self, names: Mapping[str, Any], settled: Container[int], roots: Container[str]) -> None:
+        self._names, self._settled, self._roots = names, settled, roots
         self.kept: set[str] = set()
         self.tensors: set[int] = set()
 
@@ -615,12 +616,12 @@ class _GuardWalk:
                 yield below, is_settled and self._is_settled(below)
         for accessor, below in zip(node.get_accessors(), node.get_child_managers(), strict=True):
             leads_to_same = is_settled and _is_followed(accessor, below)
-            is_root = below.get_source() == "L['function']"
+            is_root = below.get_source() in self._roots
             yield below, (is_root or leads_to_same) and self._is_settled(below)
 
     def _is_settled(self, node: Any) -> bool:
         try:
-            value = eval(node.get_source(), {}, self._names)
+            value = eval(node.get_source(), {}, dict(self._names))
         except Exception:  # a source that is no Python expression
             return False
         if isinstance(value, torch.Tensor) and id(value) in self._settled:

@@ -189,8 +189,9 @@ class OptimizedFunction:
     def __init__(self, function: Call, options: Options) -> None:
         functools.update_wrapper(self, function)
         name = getattr(function, "__qualname__", repr(function))
-        own = function if isinstance(function, types.FunctionType) else _with_own_code(function, "call")
-        self.compilation = Compilation(own, options, f"function {name!r}", self._use, thin=None)
+        own = _with_own_code(function, f"call_{getattr(function, '__name__', 'function')}")
+        thin = ThinPath(name, function, own) if options.verify != "always" else None
+        self.compilation = Compilation(own, options, f"function {name!r}", self._use, thin)
         self._use(self.compilation.first_call if is_enabled() else function)
 
     def _use(self, call: Call) -> None:
@@ -223,7 +224,7 @@ class Marker:
         name = f"model {type(module).__name__!r}"
         inner = module._call_impl
         call = _with_own_code(inner, f"call_{type(module).__name__}")
-        thin = ThinPath(module, inner, call) if options.verify != "always" else None
+        thin = ThinPath(type(module).__name__, inner, call) if options.verify != "always" else None
         self.compilation = Compilation(call, options, name, self._use, thin)
         self._use(self.compilation.first_call)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wolong_fx.capture.watch import GraphCall
+from wolong_fx.places import Place
 from wolong_fx.runtime.direct_call import CONSTANT, DICT, LIST, TENSOR, TUPLE
 
 MOST_TENSORS = 64
@@ -32,18 +33,23 @@ class NotThin(Exception):
 
 
 class Model:
-    """The modules of a model and the dictionaries that hold all they consist of. Raises NotThin."""
+    """The modules that a call runs in and the dictionaries that hold all they consist of. Raises NotThin.
 
-    def __init__(self, root: nn.Module) -> None:
-        self.modules = tuple(root.modules())
+    places: where the function that is called finds modules and tensors
+    """
+
+    def __init__(self, roots: Sequence[nn.Module], places: Sequence[Place] = ()) -> None:
+        self.places = tuple(places)
+        self.modules = tuple(dict.fromkeys(module for root in roots for module in root.modules()))
         dicts = [vars(module) for module in self.modules]
         for module in self.modules:
             dicts += map(_dicts_of(module).__getitem__, _DICTS)
         self.dicts = tuple(dicts)
-        self.tensors = {id(v): v for d in dicts for v in d.values() if type(v) in _TENSORS}
+        values = [*(v for d in dicts for v in d.values()), *(place.value for place in self.places)]
+        self.tensors = {id(value): value for value in values if type(value) in _TENSORS}
 
     def settled(self) -> set[int]:
-        """ids of what is the same as long as no dictionary changes."""
+        """ids of what is the same as long as no dictionary and no place changes."""
         return {id(x) for x in (*self.modules, *self.dicts)} | set(self.tensors)
 
 
@@ -116,9 +122,9 @@ class Situation:
         return self.result.containers if self.result else ()
 
 
-def hooks_in(module: nn.Module) -> tuple[dict[Any, Any], ...]:
-    """The dictionaries of hooks of a module and those in it."""
-    found = [vars(part).get(name) for part in module.modules() for name in HOOKS]
+def hooks_in(roots: Sequence[nn.Module]) -> tuple[dict[Any, Any], ...]:
+    """The dictionaries of hooks of modules and those in them."""
+    found = [vars(part).get(name) for root in roots for part in root.modules() for name in HOOKS]
     return tuple(hooks for hooks in found if isinstance(hooks, dict))
 
 

@@ -1,4 +1,4 @@
-"""Calls of an optimised module without Dynamo, which costs ten to thirty microseconds a call.
+"""Calls of an optimised module or function without Dynamo, which costs ten to thirty microseconds a call.
 
 A call through Dynamo is watched. If all it did was to fetch tensors, run one compiled graph and hand out what
 that returned, and the next one does the same, the situation is remembered: modes, arguments, model, and the
@@ -14,11 +14,10 @@ from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
 
-from torch import nn
-
 from wolong_fx import _torch_compat
 from wolong_fx.capture.watch import BoxedCallable, GraphCall, TrainingGraphs, Watch
 from wolong_fx.ledger import Ledger
+from wolong_fx.places import modules_of, places_of
 from wolong_fx.runtime import Executor, Shortcut
 from wolong_fx.runtime.autograd_step import StepGraphs, autograd_step
 from wolong_fx.runtime.direct_call import DirectCall, EntryParts
@@ -38,15 +37,15 @@ Guard = Callable[[dict[str, Any]], bool]
 
 
 class ThinPath:
-    """The call of one module: `call` stands where nn.Module.__call__ looks for the compiled one.
+    """The call of one module or function: `call` stands where nn.Module.__call__ looks for the compiled one.
 
-    function: what Dynamo compiles, a call of its own of the bound method `inner`
-    watch: over the graphs that the module's calls run
+    function: what Dynamo compiles, a call of its own of `inner`, a function or a module's method
+    watch: over the graphs that the calls run
     """
 
-    def __init__(self, module: nn.Module, inner: Callable[..., Any], function: FunctionType) -> None:
+    def __init__(self, name: str, inner: Callable[..., Any], function: FunctionType) -> None:
         self.watch = Watch()
-        self._module, self._inner, self._function = module, inner, function
+        self._name, self._inner, self._function = name, inner, function
         self._last: tuple[object, tuple[Any, ...]] | None = None  # likeness, and containers kept alive
         self._failures = self._rest = self._hook_changes = 0
         self._said: set[str] = set()
@@ -62,7 +61,7 @@ class ThinPath:
             self._note("kept", direct.because)
             return compiled
         self._make_entry, self._newest, self._write_addresses = direct.entry, direct.newest, write
-        self._hooks = hooks_in(self._module)
+        self._hooks = hooks_in(modules_of(self._inner))
         self._newest_hook = self._newest(self._hooks)
         self.call = direct.call(self._slow)
         return self.call
@@ -88,7 +87,7 @@ class ThinPath:
     def _learn(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, graphs: Sequence[GraphCall]
     ) -> None:
-        model = Model(self._module)
+        model = Model(modules_of(self._inner), places_of(self._inner))
         seen = Situation.of((args, kwargs), result, graphs, model, self._newest(model.dicts))
         last, self._last = self._last, (seen.likeness, seen.containers)
         if last is None:
@@ -99,7 +98,7 @@ class ThinPath:
         if {id(c) for c in last[1]} & {id(c) for c in seen.containers}:
             raise NotThin("it returns a list or dict that it keeps")
         self.call.add(self._make_entry(*self._parts(seen)), ENTRIES)
-        self._hooks = hooks_in(self._module)
+        self._hooks = hooks_in(modules_of(self._inner))
         self._newest_hook = self._newest(self._hooks)
         self._last, self._failures = None, 0
         self._note_entry(seen)
@@ -107,7 +106,8 @@ class ThinPath:
     def _parts(self, seen: Situation) -> EntryParts:
         """Raises NotThin where guards cannot be left out."""
         model = seen.model
-        own = EntryParts(seen.arguments, seen.given, model.modules, model.dicts, self._inner)
+        places = tuple((place.container, place.key, place.value) for place in model.places)
+        own = EntryParts(seen.arguments, seen.given, model.modules, model.dicts, places, self._inner)
         if seen.graph is None or seen.result is None:
             return own
         run, order = self._shortcut(seen.graph)
@@ -133,8 +133,10 @@ class ThinPath:
             raise NotThin("Dynamo's code does more than to call one graph")
         scope = {"args": (), "kwargs": {}, "function": self._inner}
         settled = seen.model.settled() | {id(self._inner)}
+        names = {"L": scope, "G": self._function.__globals__}
+        roots = {"L['function']", *(place.source for place in seen.model.places)}
         try:
-            guard, met = _torch_compat.reduce_guards(code.guards, scope, self._function.__globals__, settled)
+            guard, met = _torch_compat.reduce_guards(code.guards, names, settled, roots)
         except _torch_compat.CannotReduceGuards as because:
             raise NotThin(str(because)) from because
         return guard, scope, met
@@ -157,7 +159,7 @@ class ThinPath:
 
     def _see_hooks(self) -> None:
         """Dynamo, which has no guards of hooks, shall look again; of one who changes many, not for ever."""
-        self._hooks = hooks_in(self._module)
+        self._hooks = hooks_in(modules_of(self._inner))
         self._newest_hook = self._newest(self._hooks)
         self._hook_changes += 1
         _torch_compat.forget_code(self._function)
@@ -177,7 +179,7 @@ class ThinPath:
         """A model may come here many times for one reason."""
         if because not in self._said:
             self._said.add(because)
-            self._ledger.note(STEP, type(self._module).__name__, action, because)
+            self._ledger.note(STEP, self._name, action, because)
 
 
 def _training_call(graph: GraphCall, training: TrainingGraphs) -> BoxedCallable:

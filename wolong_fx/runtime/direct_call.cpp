@@ -221,13 +221,58 @@ struct PinnedDict {
   uint64_t version;
 };
 
+struct Place {  // a dictionary with a key, or a cell of a closure without
+  PyObject* container;
+  PyObject* key;
+  PyObject* value;
+
+  bool still_holds() const {
+    return (key == Py_None ? PyCell_GET(container) : PyDict_GetItem(container, key)) == value;
+  }
+};
+
 const void* memory_of(PyObject* object) {
   const at::TensorBase& tensor = tensor_in(object);
   return tensor.has_storage() ? tensor.storage().unsafeGetStorageImpl() : nullptr;
 }
 
-struct PinnedTensor {
+// All that a TensorImpl holds itself: pointers to storage, autograd's metadata and version counter, sizes, strides,
+// dtype, keys. While these words are the same, so is what Metadata compares, requires_grad excepted, and the memory.
+// They may differ without meaning.
+struct Words {
+  static constexpr size_t FIRST = sizeof(c10::intrusive_ptr_target) / 8, LAST = sizeof(c10::TensorImpl) / 8;
+  uint64_t words[LAST - FIRST];
+  bool are_all;  // sizes of many dimensions are elsewhere
+
+  static const uint64_t* of(PyObject* object) {
+    return reinterpret_cast<const uint64_t*>(tensor_in(object).unsafeGetTensorImpl()) + FIRST;
+  }
+  explicit Words(PyObject* object) : are_all(tensor_in(object).dim() <= C10_SIZES_AND_STRIDES_MAX_INLINE_SIZE) {
+    std::memcpy(words, of(object), sizeof words);
+  }
+  bool are_of(PyObject* object) const {
+    const uint64_t* now = of(object);
+    uint64_t difference = !are_all;
+    for (size_t i = 0; i < LAST - FIRST; ++i) difference |= now[i] ^ words[i];
+    return difference == 0;
+  }
+};
+
+struct PinnedTensor {  // what every call looks at; the rest is in a vector of its own, out of the way
   PyObject* tensor;
+  PyTypeObject* type;
+  bool requires_grad;
+  Words words;
+
+  explicit PinnedTensor(PyObject* tensor)
+      : tensor(tensor), type(Py_TYPE(tensor)), requires_grad(tensor_in(tensor).requires_grad()), words(tensor) {}
+
+  bool is_as_it_was() const {
+    return Py_TYPE(tensor) == type && words.are_of(tensor) && tensor_in(tensor).requires_grad() == requires_grad;
+  }
+};
+
+struct PinnedMetadata {
   Metadata metadata;
   const void* memory;
 };
@@ -238,7 +283,9 @@ struct Situation {
   std::vector<Metadata> wanted;  // of the tensors among the arguments
   std::vector<PinnedModule> modules;
   std::vector<PinnedDict> dicts;
+  std::vector<Place> places;
   std::vector<PinnedTensor> tensors;
+  std::vector<PinnedMetadata> metadata;  // of the same
   std::vector<PyObject*> inputs;  // of the function: a pinned tensor, or null for one of the call, in `slots`
   std::vector<Py_ssize_t> slots;
   std::vector<size_t> given, all;  // which inputs are of the call, and every one
@@ -255,13 +302,16 @@ struct Situation {
     }
     for (const auto& pin : dicts)
       if (version_of(pin.dict) != pin.version) return false;
+    for (const auto& place : places)
+      if (!place.still_holds()) return false;
     return true;
   }
 
   bool has_weights() const {
-    for (const auto& pin : tensors) {
-      if (!pin.metadata.is_of(pin.tensor)) return false;
-      if (!written.empty() && memory_of(pin.tensor) != pin.memory) return false;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (tensors[i].is_as_it_was()) continue;
+      if (!metadata[i].metadata.is_of(tensors[i].tensor)) return false;
+      if (!written.empty() && memory_of(tensors[i].tensor) != metadata[i].memory) return false;
     }
     return true;
   }
@@ -308,7 +358,7 @@ struct Entry {
 };
 
 // Without inputs (None) the function is the model itself: it takes the call's arguments, and needs no guard.
-enum Held { ARGUMENTS, WANTED, MODULES, DICTS, FUNCTION, RESULT, TENSORS, INPUTS, WRITTEN, MOVES, GUARD, SCOPE, HELD };
+enum Held { ARGUMENTS, WANTED, MODULES, DICTS, PLACES, FUNCTION, RESULT, TENSORS, INPUTS, WRITTEN, MOVES, GUARD, SCOPE, HELD };
 
 PyObject* held_by(Entry* entry, Held which) { return PyTuple_GET_ITEM(entry->held, which); }
 
@@ -373,8 +423,15 @@ void fill(Situation& situation, PyObject* held) {
     PyObject** dict = _PyObject_GetDictPtr(module);
     situation.modules.push_back({module, Py_TYPE(module), dict ? *dict : nullptr});
   });
+  each(PLACES, [&](PyObject* place) {
+    PyObject** parts = PySequence_Fast_ITEMS(place);
+    situation.places.push_back({parts[0], parts[1], parts[2]});
+  });
   each(DICTS, [&](PyObject* dict) { situation.dicts.push_back({dict, version_of(dict)}); });
-  each(TENSORS, [&](PyObject* tensor) { situation.tensors.push_back({tensor, Metadata(tensor), memory_of(tensor)}); });
+  each(TENSORS, [&](PyObject* tensor) {
+    situation.tensors.emplace_back(tensor);
+    situation.metadata.push_back({Metadata(tensor), memory_of(tensor)});
+  });
   each(INPUTS, [&](PyObject* input) {
     const bool is_slot = PyLong_CheckExact(input);
     if (is_slot) situation.given.push_back(situation.inputs.size());
@@ -396,13 +453,13 @@ PyObject* args_without_tensors(PyObject* args) {
 
 PyObject* Entry_new(PyTypeObject* type, PyObject* args, PyObject*) {
   if (PyTuple_GET_SIZE(args) != HELD || tensor_offset < 0) {
-    PyErr_SetString(PyExc_TypeError, "Entry takes twelve arguments, after read_tensors_at");
+    PyErr_SetString(PyExc_TypeError, "Entry takes thirteen arguments, after read_tensors_at");
     return nullptr;
   }
-  for (int which : {ARGUMENTS, WANTED, MODULES, DICTS, RESULT, TENSORS, INPUTS, WRITTEN}) {
+  for (int which : {ARGUMENTS, WANTED, MODULES, DICTS, PLACES, RESULT, TENSORS, INPUTS, WRITTEN}) {
     PyObject* given = PyTuple_GET_ITEM(args, which);
     if (!PyTuple_CheckExact(given) && !(which == INPUTS && given == Py_None)) {
-      PyErr_SetString(PyExc_TypeError, "arguments, wanted, modules, dicts, result, tensors, inputs and written are tuples");
+      PyErr_SetString(PyExc_TypeError, "all but function, moves_versions, guard and scope are tuples");
       return nullptr;
     }
   }

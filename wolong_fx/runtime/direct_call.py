@@ -56,6 +56,7 @@ class EntryParts(NamedTuple):
     arguments: the structure of (args, kwargs)
     wanted: tensors like those among the arguments
     modules, dicts: the model, which no longer is what it was when one of these dictionaries changed
+    places: (dictionary, key, object) or (cell of a closure, None, object): there it must still stand
     function: takes the list of inputs, returns the outputs; without `inputs`, takes what the model takes
     result: the structure of the result
     tensors: of the model, whose metadata must stay
@@ -69,6 +70,7 @@ class EntryParts(NamedTuple):
     wanted: tuple[torch.Tensor, ...]
     modules: tuple[object, ...]
     dicts: tuple[dict[str, Any], ...]
+    places: tuple[tuple[Any, str | None, object], ...]
     function: Callable[..., Any]
     result: tuple[Any, ...] = (TUPLE, ())
     tensors: tuple[torch.Tensor, ...] = ()
