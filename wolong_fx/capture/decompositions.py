@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wolong_fx import _torch_compat
+from wolong_fx.capture.decompose_attention import decompose_encoder_layer, decompose_native_attention
 
 aten = torch.ops.aten
 
@@ -101,9 +102,11 @@ def _stays_whole(op: Any) -> bool:
     )
 
 
-# Core ATen operators that torch has no rule for, or one that leaves ATen.
+# Operators that torch has no rule for, or one that leaves ATen or is slower here.
 OURS = {
     aten._softmax.default: decompose_softmax,
+    aten._native_multi_head_attention.default: decompose_native_attention,
+    aten._transformer_encoder_layer_fwd.default: decompose_encoder_layer,
     aten.copy.default: decompose_copy,
     aten.var_mean.correction: decompose_var_mean,
     aten._weight_norm_interface_backward.default: decompose_weight_norm_backward,
