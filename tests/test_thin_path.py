@@ -726,6 +726,34 @@ def test_verify_always_asks_dynamo_at_every_call():
         torch.testing.assert_close(model(x), model._call_impl(x))
 
 
+class Plain(nn.Module):
+    def forward(self, x):
+        return self.shifted(x).sin()
+
+    def shifted(self, x):
+        return x + 1
+
+
+def test_verify_always_sees_methods_that_were_replaced(monkeypatch):
+    trusting, careful = wolong_fx.optimize(Plain()), wolong_fx.optimize(Plain(), verify="always")
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(trusting(x), careful(x))
+        before = trusting(x)
+        monkeypatch.setattr(Plain, "shifted", lambda self, x: x - 1)
+        torch.testing.assert_close(careful(x), (x - 1).sin())
+        torch.testing.assert_close(trusting(x), before)  # as the docstring of optimize() says
+
+
+def test_verify_always_sees_weights_written_behind_their_counters():
+    model = wolong_fx.optimize(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), verify="always")
+    with torch.no_grad():
+        model(x)
+        for _ in range(3):
+            model[0].weight.data.view(-1)[5] += 1
+            torch.testing.assert_close(model(x), model._call_impl(x))
+
+
 def test_without_the_extension_calls_stay_with_dynamo(monkeypatch):
     monkeypatch.setattr(api, "find_direct_call", lambda options: DirectCall(because="there is no compiler"))
     model = wolong_fx.optimize(Subject().eval())

@@ -21,6 +21,7 @@ from wolong_fx import _torch_compat
 from wolong_fx.capture.collector import collector_paused, count_as_old
 from wolong_fx.capture.record import Record, Stats, summarise
 from wolong_fx.errors import CannotOptimize, RunsEagerly
+from wolong_fx.methods import Methods
 from wolong_fx.options import Options, is_enabled
 from wolong_fx.runtime.direct_call import find_direct_call, prepare_direct_call
 from wolong_fx.thin_path import ThinPath
@@ -45,10 +46,15 @@ def optimize(model: Any = None, /, **options: Any) -> Any:
     function, or a class of modules whose instances are then all optimised. As a context,
     `with optimize(model):` undoes it at the end. A function comes back as a callable that stands for it.
 
-    Inference calls of a module that are like two before them do without Dynamo: they run the compiled graph
-    at once, after a check that sees what Dynamo's guards see, and hooks besides. What Dynamo does not guard
-    is not seen either: that a method of a class was replaced, or what a result depended on besides tensors,
-    arguments, globals and attributes. With verify="always" every call goes through Dynamo.
+    Calls that are like two before them do without Dynamo: they run the compiled graph at once, in training
+    with its backward, after a check that sees what Dynamo's guards see, and hooks besides. Not seen are
+
+    - writes to weights that move no version counter: in place through `p.data`, or from C++;
+    - methods of the model's classes that were replaced, which Dynamo does not guard;
+    - what else a trace read once: files, the environment, the clock.
+
+    verify="always" sees the first two: it keeps nothing that was made of weights, sends every call through
+    Dynamo, and traces anew when a method changed. Nothing but `deoptimize` sees the third.
 
     Options are the fields of `wolong_fx.Options`. `model(...)` is compiled, for inference and training, once
     for each set of input shapes and modes; `model.forward(...)` and calls of its submodules stay as they are.
@@ -91,13 +97,15 @@ def stats(target: Any = None) -> Stats:
 class Compilation:
     """A function or the call of a module, compiled by torch.compile with our backend at its first call.
 
+    inner: what `function` calls, which has a code of its own
     install: is given what to call from the second call on
     thin: by which later calls may do without Dynamo
     """
 
     def __init__(
         self,
-        function: Call,
+        inner: Call,
+        function: types.FunctionType,
         options: Options,
         name: str,
         install: Callable[[Call], None],
@@ -105,7 +113,7 @@ class Compilation:
     ) -> None:
         self.options, self.name = options, name
         self.record = Record(watch=None if thin is None else thin.watch)
-        self._function, self._install, self._thin = function, install, thin
+        self._inner, self._function, self._install, self._thin = inner, function, install, thin
         self._is_warned = self._is_eager = False
 
     def first_call(self, *args: Any, **kwargs: Any) -> Any:
@@ -142,7 +150,11 @@ class Compilation:
         compiled = torch.compile(self._function, backend=backend, dynamic=False)
         failures = _torch_compat.failures_of_dynamo()
 
+        methods = Methods(self._inner) if self.options.verify == "always" else None
+
         def call(*args: Any, **kwargs: Any) -> Any:
+            if methods is not None and methods.have_changed():
+                _torch_compat.forget_code(self._function)
             try:
                 return compiled(*args, **kwargs)
             except failures as error:
@@ -191,7 +203,7 @@ class OptimizedFunction:
         name = getattr(function, "__qualname__", repr(function))
         own = _with_own_code(function, f"call_{getattr(function, '__name__', 'function')}")
         thin = ThinPath(name, function, own) if options.verify != "always" else None
-        self.compilation = Compilation(own, options, f"function {name!r}", self._use, thin)
+        self.compilation = Compilation(function, own, options, f"function {name!r}", self._use, thin)
         self._use(self.compilation.first_call if is_enabled() else function)
 
     def _use(self, call: Call) -> None:
@@ -225,7 +237,7 @@ class Marker:
         inner = module._call_impl
         call = _with_own_code(inner, f"call_{type(module).__name__}")
         thin = ThinPath(type(module).__name__, inner, call) if options.verify != "always" else None
-        self.compilation = Compilation(call, options, name, self._use, thin)
+        self.compilation = Compilation(inner, call, options, name, self._use, thin)
         self._use(self.compilation.first_call)
 
     def _use(self, call: Call) -> None:

@@ -38,7 +38,8 @@ class Options:
     is another object, lies elsewhere, or its version counter (`Tensor._version`) moved: as optimisers,
     `load_state_dict`, `copy_` under no_grad and `p.data = other` make it. Writes that move no counter, in
     place through `p.data` or from C++, are not seen: then set verify to "always". It also sends every call
-    of a module through Dynamo's guards, where `optimize` otherwise takes a shorter way (see there).
+    through Dynamo's guards, where `optimize` otherwise takes a shorter way, and sees methods that were
+    replaced, which Dynamo does not guard (see `optimize`).
     """
 
     target: str = "cpu"
