@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch._higher_order_ops.scan import scan
 
+import wolong_fx
 from wolong_fx import _torch_compat
 from wolong_fx.backend import partition_joint_graph
 from wolong_fx.ledger import Ledger
@@ -105,3 +108,23 @@ def test_the_backward_reads_weights_as_invariants(with_and_without):
     assert sum("is the same in every step" in because for because in reasons) == 2
     (loop,) = scans_in(shared.forward)
     assert not [y for y in loop.ys if tuple(y.meta["val"].shape) == (WIDTH, WIDTH)]
+
+
+def test_the_gradient_of_a_weight_that_no_step_uses_is_not_saved():
+    """A recurrent module's loop is shown the weights of the projection before it. Their gradient is zero in
+    every step; torch has the forward keep these zeros a step, and the backward add them up.
+    """
+    torch.manual_seed(0)
+    steps, model = 64, torch.nn.LSTM(WIDTH, WIDTH)
+    twin, x = copy.deepcopy(model), torch.randn(steps, ROWS, WIDTH)
+    wolong_fx.optimize(model, target="reference")
+    for each in (model, twin):
+        each(x)[0].square().sum().backward()
+    for ours, eager in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, eager.grad)
+    stats = wolong_fx.stats(model)
+    reasons = [d.because for ledger in stats.ledgers for d in ledger.decisions]
+    assert sum(because.startswith("it is one number") for because in reasons) == 3
+    assert stats.memory["arena"] < steps * 4 * WIDTH * WIDTH * 4, (
+        "no product of a weight's shape a step either"
+    )

@@ -6,6 +6,7 @@ the joint graph both loops are in sight. A kept value that only views or copies
 
 - an invariant of the forward's loop becomes an invariant of the backward's,
 - a slice of the forward's loop becomes a slice of what that walked,
+- a tensor of one number is made again (the gradient, at each step, of a weight that the body does not use),
 - another value is read from that value, if it is kept as well or instead,
 
 and the views are made again in the backward's body.
@@ -95,7 +96,8 @@ def _find_saved(xs: Node) -> _Saved | None:
     while source.target in RESTATED and byte_size(source.all_input_nodes[0]) == byte_size(source):
         restated.append(source)
         source = source.all_input_nodes[0]
-    return _Saved(scan, source, tuple(reversed(restated)), is_flipped) if restated else None
+    is_cheaper = restated or is_call(source, aten.full.default)
+    return _Saved(scan, source, tuple(reversed(restated)), is_flipped) if is_cheaper else None
 
 
 def _flip_in_backward(xs: Node) -> None:
@@ -110,9 +112,13 @@ def _flip_in_backward(xs: Node) -> None:
 
 def _share(saved: _Saved, reader: Scan, inner: Node, editor: Editor) -> None:
     kept = byte_size(inner) * reader.trip_count
-    source, because = _read_source(saved, reader, editor)
     body = Editor(reader.body, ShareSavedValues.name)
     first = next(node for node in reader.body.graph.nodes if node.op != "placeholder")
+    if is_call(saved.source, aten.full.default):
+        fill = Call(aten.full.default, saved.source.args, saved.source.kwargs)
+        source, because = body.place(fill, first, origin=saved.source), "it is one number"
+    else:
+        source, because = _read_source(saved, reader, editor)
     for node in saved.restated:
         args = tuple(source if argument is node.all_input_nodes[0] else argument for argument in node.args)
         source = body.place(Call(node.target, args, node.kwargs), first, origin=node)  # type: ignore[arg-type]

@@ -104,7 +104,7 @@ class _After:
         """Replace the carry's last value, if every term is worth keeping for all steps."""
         if not all(map(self._is_worth_it, carry.terms)):
             return
-        sums = [self._find_sum(term) for term in carry.terms]
+        sums = [self._find_sum(term) for term in carry.terms if not _is_zero(_source(term))]
         if None in sums:
             return
         by = self._total(carry, [s for s in sums if s is not None])
@@ -182,18 +182,32 @@ class _After:
 
     def _find_sum(self, term: Node) -> Node | None:
         """Over all steps; the terms of a sum of MatMuls, or of sums, are never computed."""
-        if term not in self._lifted and _has_own_sum(term) and set(term.users) <= self._additions:
+        place = partial(self._editor.place, before=self._anchor, origin=term)
+        is_needed_no_further = term not in self._lifted and self._is_only_summed(term)
+        if is_needed_no_further and _is_restated(term):
+            inner = self._find_sum(term.all_input_nodes[0])
+            if inner is None or term.target is aten.clone.default:
+                return inner
+            return place(Call(aten.permute.default, (inner, *term.args[1:])))
+        if is_needed_no_further and _has_own_sum(term):
             self._lift_operands(term)
         elif self._lift(term) is None:
             return None
-        place = partial(self._editor.place, before=self._anchor, origin=term)
         step = Step(term, self._lifted, self.scan.trip_count, place)
         made = sum_over_steps(term, step)
         return made if isinstance(made, Node) else place(made)
 
+    def _is_only_summed(self, term: Node) -> bool:
+        """Whether it goes nowhere but into sums over the steps, perhaps in another layout."""
+        return all(
+            user in self._additions or (_is_restated(user) and self._is_only_summed(user))
+            for user in term.users
+        )
+
     def _total(self, carry: SummedCarry, sums: list[Node]) -> Node:
         init = self.scan.inits[carry.index]
-        total = None if _is_zero(init) and shape_of(sums[0]) == shape_of(init) else init
+        is_first = sums and _is_zero(init) and shape_of(sums[0]) == shape_of(init)
+        total = None if is_first else init
         for each in sums:
             total = (
                 each
@@ -213,7 +227,16 @@ def _has_own_sum(term: Node) -> bool:
     return term.target in SUMS and len(term.args) == 2 and bool(term.args[1])
 
 
-def _is_zero(init: Node) -> bool:
-    if init.target in (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default):
+def _is_zero(value: Node) -> bool:
+    if value.target in (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default):
         return True
-    return is_call(init, aten.full.default) and bool(init.args[1] == 0)
+    return value.target in (aten.full.default, aten.full_like.default) and bool(value.args[1] == 0)
+
+
+def _is_restated(node: Node) -> bool:
+    """True of what only puts its operand into another order or place: the sum of such is such a sum."""
+    return node.target in (aten.permute.default, aten.clone.default)
+
+
+def _source(term: Node) -> Node:
+    return _source(term.all_input_nodes[0]) if _is_restated(term) else term
