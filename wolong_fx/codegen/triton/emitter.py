@@ -1,0 +1,212 @@
+"""A scheduled program as one persistent Triton kernel.
+
+G physical blocks walk the program side by side. Of each stage they take the virtual blocks round-robin,
+those of all operators laid end to end; where the program has a barrier, all of them meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from wolong_fx.codegen.cpp.signature import Binding, Bindings, Key, signature
+from wolong_fx.codegen.triton.tile_function import TileFunction, TileFunctionText
+from wolong_fx.ir.index import Var
+from wolong_fx.ir.program import Item, OpInst, Program, Stage
+from wolong_fx.ir.types import Buffer, BufferKind, DType
+
+CONSTANT_ALIGNMENT = 64
+
+HEADER = '''\
+"""Program {name}: emitted by Wolong FX."""
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+from wolong_fx.codegen.triton.barrier import grid_barrier
+from wolong_fx.codegen.triton.library import *
+
+'''
+
+
+class Memory(Enum):
+    """What a pointer argument of the kernel points to."""
+
+    TENSOR = "tensor"  # an input or output, by its number
+    ARENA = "arena"
+    CONSTANTS = "constants"
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A pointer argument: memory as elements of a type.
+
+    number: of the tensor, inputs before outputs; 0 for the arena and the constants
+    """
+
+    name: str
+    memory: Memory
+    number: int
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class TritonSource:
+    """What becomes a kernel.
+
+    text: a Python module with the kernel `wolong` in it
+    arguments: what it takes, before the barrier's word, the failure word and the number of blocks G
+    checks: messages of the checks; the failure word holds the largest number + 1 of those that failed
+    constants: bytes of the constants
+    blocks: the largest number of virtual blocks of a stage: more physical blocks would have nothing to do
+    """
+
+    text: str
+    arguments: tuple[Argument, ...]
+    checks: tuple[str, ...]
+    constants: bytes
+    blocks: int
+
+
+def emit_program(program: Program, precision: str = "ieee") -> TritonSource:
+    """Triton for a program whose operators have tiles and whose arena is planned.
+
+    precision: of float32 matrix products, "ieee" or "tf32"
+    """
+    return _ProgramText(program, precision).write()
+
+
+@dataclass
+class _Emitted:
+    """A tile function and the operators that share it."""
+
+    function: TileFunction
+    users: list[OpInst] = field(default_factory=list)
+
+
+class _ProgramText:
+    def __init__(self, program: Program, precision: str) -> None:
+        self.program, self.precision = program, precision
+        self.emitted: dict[Key, _Emitted] = {}
+        self.arguments: dict[str, Argument] = {}
+        self.checks: list[str] = []
+        self.constants, self.offsets = _lay_out_constants(program)
+        given = [b for b in program.buffers if b.kind.is_given]
+        tensors = given + [b for b in program.buffers if b.kind is BufferKind.OUTPUT]
+        self.numbers = {b: i for i, b in enumerate(tensors)}
+        self.body: list[str] = []
+        self.stages = 0
+        self.blocks = 1
+
+    def write(self) -> TritonSource:
+        self._items(self.program.body, {}, "    ")
+        functions = [_comment(e) + e.function.text for e in self.emitted.values()]
+        arguments = tuple(sorted(self.arguments.values(), key=lambda a: (a.memory.value, a.number)))
+        parameters = [*(a.name for a in arguments), "word", "failure", "G: tl.constexpr"]
+        kernel = [
+            "@triton.jit",
+            f"def wolong({', '.join(parameters)}):",
+            "    pid = tl.program_id(0)",
+            *self.body,
+        ]
+        text = "\n\n".join([HEADER.format(name=self.program.name).rstrip(), *functions, "\n".join(kernel)])
+        return TritonSource(text + "\n", arguments, tuple(self.checks), self.constants, self.blocks)
+
+    def _items(self, items: Sequence[Item], loops: dict[Var, int], pad: str) -> None:
+        for item in items:
+            if isinstance(item, Stage):
+                self._stage(item, loops, pad)
+                continue
+            at = f"t{len(loops)}"
+            self.body.append(f"{pad}for {at} in range({item.var.extent}):  # {item.var.name}")
+            self._items(item.body, {**loops, item.var: len(loops)}, pad + "    ")
+
+    def _stage(self, stage: Stage, loops: dict[Var, int], pad: str) -> None:
+        """Every operator's virtual blocks, end to end; then a barrier of the grid, or of the block alone."""
+        calls = [(op.virtual_blocks, self._call(op, loops)) for op in stage.ops if op.points]
+        total = sum(blocks for blocks, _ in calls)
+        self.blocks = max(self.blocks, total)
+        self.body.append(f"{pad}# stage {self.stages}")
+        self.stages += 1
+        if total:
+            self.body.append(f"{pad}for v in range(pid, {total}, G):")
+            self.body += [pad + "    " + line for line in _dispatch(calls)]
+        self.body.append(f"{pad}grid_barrier(word, G)" if stage.barrier else f"{pad}tl.debug_barrier()")
+
+    def _call(self, op: OpInst, loops: dict[Var, int]) -> str:
+        """The call of an operator's tile function; `{v}` stands for the virtual block."""
+        bindings = Bindings.of(op)
+        key = signature(op, bindings, loops)
+        if key not in self.emitted:
+            name = f"tile{len(self.emitted)}"
+            text = TileFunctionText(name, op, bindings, loops, self._number_check, self.precision)
+            self.emitted[key] = _Emitted(text.write())
+        known = self.emitted[key]
+        known.users.append(op)
+        function = known.function
+        arguments = [
+            "{v}",
+            *map(self._pointer, bindings.pointers),
+            *(f"t{d}" for d in function.loops),
+            *(["failure"] if function.takes_failure else []),
+        ]
+        return f"{function.name}({', '.join(arguments)})"
+
+    def _number_check(self, message: str) -> int:
+        if message not in self.checks:
+            self.checks.append(message)
+        return self.checks.index(message)
+
+    def _pointer(self, binding: Binding) -> str:
+        """An argument, and how many elements after."""
+        buffer, start = binding.buffer, binding.element
+        size = buffer.dtype.bytes
+        if buffer.kind is BufferKind.TEMPORARY:
+            assert self.program.arena is not None, f"{self.program.name}: memory is not planned"
+            argument = Argument(f"arena_{buffer.dtype}", Memory.ARENA, 0, buffer.dtype)
+            start += self.program.arena.offsets[buffer] // size
+        elif buffer.kind is BufferKind.CONSTANT:
+            argument = Argument(f"constants_{buffer.dtype}", Memory.CONSTANTS, 0, buffer.dtype)
+            start += self.offsets[buffer] // size
+        else:
+            number = self.numbers[buffer]
+            argument = Argument(f"tensor{number}", Memory.TENSOR, number, buffer.dtype)
+        self.arguments[argument.name] = argument
+        return f"{argument.name} + {start}" if start else argument.name
+
+
+def _dispatch(calls: Sequence[tuple[int, str]]) -> list[str]:
+    """Which operator a virtual block of a stage belongs to."""
+    if len(calls) == 1:
+        return [calls[0][1].format(v="v")]
+    lines, first = [], 0
+    for i, (blocks, call) in enumerate(calls):
+        test = "else:" if i == len(calls) - 1 else f"{'el' if i else ''}if v < {first + blocks}:"
+        lines += [test, "    " + call.format(v=f"v - {first}" if first else "v")]
+        first += blocks
+    return lines
+
+
+def _lay_out_constants(program: Program) -> tuple[bytes, dict[Buffer, int]]:
+    """All constants in one piece of memory, each aligned, and where each is."""
+    memory, offsets = bytearray(), {}
+    for buffer in program.buffers:
+        if buffer.kind is BufferKind.CONSTANT:
+            memory += bytes(-len(memory) % CONSTANT_ALIGNMENT)
+            offsets[buffer] = len(memory)
+            memory += buffer.data or b""
+    return bytes(memory), offsets
+
+
+def _comment(emitted: _Emitted) -> str:
+    """Which operators a tile function runs, and what they were made from."""
+    first, users = emitted.users[0], len(emitted.users)
+    domain = " x ".join(f"{d.var.name} {d.extent}" for d in first.dims) or "one point"
+    title = first.name + (f" and {users - 1} alike" if users > 1 else "")
+    lines = [f"# {title}: {domain}, in blocks of {' x '.join(map(str, first.tile)) or '1'}"]
+    if first.made_from:
+        shown = ", ".join(first.made_from[:8]) + (", ..." if len(first.made_from) > 8 else "")
+        lines.append(f"# from {shown}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,230 @@
+"""The tile function of an operator: Triton code that runs one of its virtual blocks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from wolong_fx.codegen.cpp.analysis import Analysis
+from wolong_fx.codegen.cpp.signature import Bindings
+from wolong_fx.codegen.triton.memory import MemoryText
+from wolong_fx.codegen.triton.names import Names, NumberCheck
+from wolong_fx.codegen.triton.pointwise import (
+    Value,
+    binary_text,
+    cast_text,
+    const_value,
+    unary_text,
+    where_text,
+)
+from wolong_fx.codegen.triton.reductions import ReductionText
+from wolong_fx.codegen.triton.scope import Axis, Scope, subscript
+from wolong_fx.ir.expr import Binary, Cast, Const, Expr, IndexValue, Load, Reduce, Unary, Where
+from wolong_fx.ir.index import Index, Var
+from wolong_fx.ir.program import OpInst
+from wolong_fx.ir.types import DType
+
+DIVISIONS = frozenset("floordiv truncdiv mod fmod".split())
+DIVISION_BY_ZERO = "ZeroDivisionError"
+"""Message of the check of every integer division, as torch words it."""
+
+
+@dataclass(frozen=True)
+class TileFunction:
+    """Finished text.
+
+    loops: which variables of the loops around it takes, by depth
+    takes_failure: whether it has checks
+    """
+
+    name: str
+    text: str
+    loops: tuple[int, ...]
+    takes_failure: bool
+
+
+class TileFunctionText:
+    """Writes one tile function.
+
+    Names in the text: p0.. pointers; b the block, b0.. its position along each dimension; x0.. points of the
+    domain, m0.. which of them exist; k0.. positions of reductions; t0.. variables of the loops around; a0..
+    accumulators; r0.. results of reductions; f0.. factors; v0.. values; g0.. conditions.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        op: OpInst,
+        bindings: Bindings,
+        loop_depth: Mapping[Var, int],
+        number_check: NumberCheck,
+        precision: str,
+    ) -> None:
+        self.name, self.op, self.bindings = name, op, bindings
+        self.loops = {v: Var(f"t{depth}", v.extent) for v, depth in loop_depth.items()}
+        self.analysis = Analysis(op)
+        self.names = Names()
+        self.memory = MemoryText(bindings, self.names, number_check)
+        self.reductions = ReductionText(self.analysis, self.names, self.values, precision)
+
+    def write(self) -> TileFunction:
+        positions, scope = self._positions()
+        roots = [s.value for s in self.op.stores] + [
+            g.value for s in self.op.stores for g in s.access.gathers
+        ]
+        self.values(roots, scope)
+        stores = [self.memory.store(s, _of(scope, s.value), scope) for s in self.op.stores]
+        body = [*positions, *scope.lines, *stores]
+        if any(dim.sequential for dim in self.op.dims):
+            body = self._in_order(positions, [*scope.lines, *stores])
+        text = "\n".join(body)
+        loops = tuple(d for d in range(len(self.loops)) if re.search(rf"\bt{d}\b", text))
+        takes_failure = "failure" in text
+        parameters = [
+            "b",
+            *(f"p{i}" for i in range(len(self.bindings.pointers))),
+            *(f"t{d}" for d in loops),
+            *(["failure"] if takes_failure else []),
+        ]
+        header = f"@triton.jit\ndef {self.name}({', '.join(parameters)}):"
+        lines = "\n".join("    " + line for line in body)
+        return TileFunction(self.name, f"{header}\n{lines}\n", loops, takes_failure)
+
+    # ---- the points of a block
+
+    def _positions(self) -> tuple[list[str], Scope]:
+        """Statements that define a block's points, and the scope of values at them."""
+        lines: list[str] = []
+        tiled = [
+            i for i, d in enumerate(self.op.dims) if not d.sequential and min(d.extent, self.op.tile[i]) > 1
+        ]
+        axes, env, stride = [], {v: Index.of(at) for v, at in self.loops.items()}, 1
+        for i in reversed(range(len(self.op.dims))):
+            dim, blocks = self.op.dims[i], self.op.grid[i]
+            at = Var(f"x{i}", dim.extent)
+            env[dim.var] = Index.of(at)
+            if dim.extent <= 1 or dim.sequential:
+                continue
+            if blocks > 1:
+                lines.append(f"b{i} = {self._block_position(stride, blocks)}")
+            stride *= blocks
+            if i in tiled:
+                axes.insert(0, self._axis(i, at, tiled, lines))
+            else:
+                lines.append(f"x{i} = b{i}")
+        return lines, Scope(tuple(axes), env)
+
+    def _block_position(self, stride: int, blocks: int) -> str:
+        at = "b" if stride == 1 else f"b // {stride}"
+        return at if stride * blocks == self.op.virtual_blocks else f"({at}) % {blocks}"
+
+    def _axis(self, i: int, at: Var, tiled: Sequence[int], lines: list[str]) -> Axis:
+        """Define the positions along a dimension that the tile is wide in."""
+        tile, extent, blocks = self.op.tile[i], self.op.dims[i].extent, self.op.grid[i]
+        size = 1 << (min(tile, extent) - 1).bit_length()
+        lanes = f"tl.arange(0, {size}){subscript(tiled.index(i), len(tiled))}"
+        lines.append(f"x{i} = {lanes}" if blocks == 1 else f"x{i} = b{i} * {tile} + {lanes}")
+        tests = []
+        if blocks > 1 and size > tile:
+            tests.append(f"(x{i} < b{i} * {tile} + {tile})")
+        if blocks * tile > extent or (blocks == 1 and size > extent):
+            tests.append(f"(x{i} < {extent})")
+        if tests:
+            lines.append(f"m{i} = {' & '.join(tests)}")
+        return Axis(at, size, at.name, f"m{i}" if tests else None)
+
+    def _in_order(self, positions: list[str], body: list[str]) -> list[str]:
+        """The body at every point of the sequential dimensions, one after another; a step sees what the ones
+        before it stored, whichever thread did.
+        """
+        lines = [*body, "tl.debug_barrier()"]
+        for i in reversed([i for i, d in enumerate(self.op.dims) if d.sequential]):
+            if self.op.dims[i].extent > 1:
+                loop = f"for x{i} in range({self.op.dims[i].extent}):"
+                lines = [loop, *("    " + line for line in lines)]
+        return [*positions, *lines]
+
+    # ---- values
+
+    def values(self, roots: Sequence[Expr], scope: Scope) -> list[Value]:
+        """Values of some expressions, each computed in the outermost scope that it can be computed in."""
+        for node in _operands_first(roots, scope):
+            home = scope.home(self.analysis.free[id(node)] & self.analysis.bound)
+            if home.find(id(node)) is None:
+                self._define(node, home)
+        return [_of(scope, root) for root in roots]
+
+    def _define(self, node: Expr, scope: Scope) -> None:
+        if isinstance(node, Reduce):
+            self.reductions.reduce(node, scope)
+        elif isinstance(node, Const):
+            scope.values[id(node)] = const_value(node.value, node.dtype)
+        else:
+            value = self._value(node, scope)
+            name = self.names.fresh("v")
+            scope.lines.append(f"{name} = {value.text}")
+            scope.values[id(node)] = replace(value, text=name)
+
+    def _value(self, node: Expr, scope: Scope) -> Value:
+        if isinstance(node, Load):
+            return self.memory.load(node, scope)
+        if isinstance(node, IndexValue):
+            return _index_value(node.index.substitute(scope.env), scope)
+        args = [_of(scope, a) for a in node.args]
+        axes = frozenset[Var]().union(*(a.axes for a in args))
+        return Value(self._pointwise(node, args, scope), node.dtype, axes, max(a.rank for a in args))
+
+    def _pointwise(self, node: Expr, args: list[Value], scope: Scope) -> str:
+        match node:
+            case Cast(_, to):
+                return cast_text(args[0], to)
+            case Unary(op):
+                return unary_text(op, args[0])
+            case Binary(op):
+                if op in DIVISIONS and args[0].dtype.is_integer:
+                    args[1] = self._nonzero(node.b, args[1], scope)
+                return binary_text(op, args[0], args[1], node.b)
+            case Where():
+                return where_text(*args)
+        raise AssertionError(type(node))
+
+    def _nonzero(self, node: Expr, divisor: Value, scope: Scope) -> Value:
+        """The divisor with ones in the place of zeros, which are noted as a failed check."""
+        if isinstance(node, Const) and node.value:
+            return divisor
+        self.memory.note_failure(f"{divisor.text} == 0", DIVISION_BY_ZERO, divisor, scope)
+        return replace(divisor, text=f"tl.where({divisor.text} == 0, 1, {divisor.text})", literal=None)
+
+
+def _of(scope: Scope, node: Expr) -> Value:
+    value = scope.find(id(node))
+    assert value is not None
+    return value
+
+
+def _index_value(at: Index, scope: Scope) -> Value:
+    axes = scope.axes_of(at)
+    if at.is_constant:
+        return const_value(at.constant, DType.I64)
+    text = f"tl.full((), 0, tl.int64) + ({scope.index_text(at)})"
+    return Value(text, DType.I64, axes, len(scope.axes) if axes else 0)
+
+
+def _operands_first(roots: Sequence[Expr], scope: Scope) -> list[Expr]:
+    """What has no value yet, operands before users; iterative, since fused graphs grow deep. What a reduction
+    computes at other points is left to it.
+    """
+    order: list[Expr] = []
+    seen: set[int] = set()
+    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
+    while stack:
+        node, is_done = stack.pop()
+        if is_done:
+            order.append(node)
+        elif id(node) not in seen and scope.find(id(node)) is None:
+            seen.add(id(node))
+            stack.append((node, True))
+            if not isinstance(node, Reduce):
+                stack += [(a, False) for a in reversed(node.args) if id(a) not in seen]
+    return order
