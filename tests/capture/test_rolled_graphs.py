@@ -16,7 +16,7 @@ from wolong_fx.capture.rnn import steps_rolled
 from wolong_fx.capture.settings import settings_for_tracing
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
-from wolong_fx.testing.recurrences import CellChain, LiGRU, PeepholeLSTM, TwoStepsBack
+from wolong_fx.testing.recurrences import CellChain, LiGRU, PeepholeLSTM, Scheduled, TwoStepsBack
 
 SCAN = torch.ops.higher_order.scan
 
@@ -77,10 +77,11 @@ MODELS = {
     "ligru": lambda: LiGRU(3, 4),
     "peephole lstm": lambda: PeepholeLSTM(3, 4),
     "two steps back": lambda: TwoStepsBack(3),
+    "scheduled": lambda: Scheduled(3),
 }
 
 
-@pytest.mark.parametrize("name", ["lstm cell", "two steps back"])
+@pytest.mark.parametrize("name", ["lstm cell", "two steps back", "scheduled"])
 def test_inference_through_aot_keeps_every_bit(name):
     model, x = MODELS[name](), torch.randn(6, 2, 3)
     with torch.no_grad():
@@ -126,6 +127,16 @@ def compile_by_us(model, x, **options):
     compiled = torch.compile(model, backend=backend.Backend(Options.of(**options), record), dynamic=False)
     with torch.no_grad():
         return compiled(x), record
+
+
+@pytest.mark.cpu
+def test_numbers_of_the_steps_are_read_by_our_kernel():
+    model, x = Scheduled(3), torch.randn(6, 2, 3)
+    result, record = compile_by_us(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(result, model(x), atol=1e-6, rtol=1e-5)
+    assert not any(ledger.fallbacks() for ledger in record.ledgers)
+    assert [graph.kernels for graph in record.graphs] == [1]
 
 
 @pytest.mark.cpu

@@ -37,24 +37,10 @@ from wolong_fx.testing.recurrences import (
     Towers,
     TwoStepsBack,
 )
+from wolong_fx.testing.tracing import dynamo_graph
 
 scan = torch.ops.higher_order.scan
 GOLDEN = Path(__file__).parent / "golden"
-
-
-def dynamo_graph(model, *inputs):
-    """The graph that Dynamo hands to a backend, and the inputs it is called with."""
-    caught = []
-
-    def backend(graph_module, example_inputs):
-        caught.append((graph_module, example_inputs))
-        return graph_module.forward
-
-    torch._dynamo.reset()
-    with torch.no_grad():
-        torch.compile(model, backend=backend, dynamic=False)(*inputs)
-    assert len(caught) == 1
-    return caught[0]
 
 
 @cache

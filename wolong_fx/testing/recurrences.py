@@ -179,6 +179,24 @@ class TwoStepsBack(nn.Module):
         return torch.stack(states, 1)
 
 
+class Scheduled(nn.Module):
+    """Steps that use their number: inputs fade in, a mean is corrected, sequences end at their lengths."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.w = nn.Linear(width, width)
+
+    def forward(self, x_TBI: Tensor) -> Tensor:
+        steps = len(x_TBI)
+        lengths = (x_TBI[..., 0] > 0).sum(0)
+        h = mean = x_TBI[0] * 0
+        for t in range(steps):
+            new = torch.tanh(x_TBI[t] * ((t + 1) / steps) + self.w(h))
+            mean = mean * 0.9 + new * 0.1
+            h = torch.where((lengths > t).unsqueeze(1), mean / (1 - 0.9 ** (t + 1)), h)
+        return h
+
+
 class OddEnds(nn.Module):
     """A recurrence whose first and last steps differ from those between."""
 

@@ -1,4 +1,4 @@
-"""Core-ATen graphs of plain functions, for tests of everything behind capture."""
+"""Graphs of plain functions, for tests of everything behind capture."""
 
 from __future__ import annotations
 
@@ -23,3 +23,18 @@ def trace_core(function: Callable[..., Any], *inputs: torch.Tensor) -> GraphModu
     gm.graph.eliminate_dead_code()
     gm.recompile()
     return gm
+
+
+def dynamo_graph(model: Callable[..., Any], *inputs: Any) -> tuple[GraphModule, list[Any]]:
+    """The one graph that Dynamo hands to a backend, traced without gradients, and the inputs it is given."""
+    caught: list[tuple[GraphModule, list[Any]]] = []
+
+    def backend(graph_module: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        caught.append((graph_module, example_inputs))
+        return graph_module.forward
+
+    torch.compiler.reset()
+    with torch.no_grad():
+        torch.compile(model, backend=backend, dynamic=False)(*inputs)
+    assert len(caught) == 1
+    return caught[0]

@@ -20,6 +20,7 @@ from wolong_fx.passes.reroll.loop import Loop
 from wolong_fx.passes.reroll.order_items import order_items
 from wolong_fx.passes.reroll.plan_scan import ScanPlan, plan_scan
 from wolong_fx.passes.reroll.purity import is_draw
+from wolong_fx.passes.reroll.step_numbers import emit_number, is_number_tensor
 
 BODY_PREFIX = "_wolong_body"
 
@@ -73,11 +74,17 @@ class _Emitter:
         return graph_module
 
     def _copy(self, number: int) -> None:
-        old = self._arrays.nodes[number]
-        self._copies[number] = self._graph.node_copy(old, lambda node: self._node_of(self._numbers[node]))
+        self._copies[number] = self._graph.node_copy(self._arrays.nodes[number], self._copy_of_operand)
+
+    def _copy_of_operand(self, node: Node) -> Any:
+        """Outside of loops, numbers are what they were."""
+        return node.args[0] if is_number_tensor(node) else self._node_of(self._numbers[node])
 
     def _emit_call(self, number: int) -> None:
         node = self._arrays.nodes[number]
+        if is_number_tensor(node):
+            self._copies[number] = emit_number(self._builder, node)
+            return
         join = find_join(node)
         pieces = self._places.find_pieces(self._arrays.operands[number]) if join else []
         if join is None or not any(isinstance(piece, Run) for piece in pieces):

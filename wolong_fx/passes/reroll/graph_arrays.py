@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from wolong_fx.passes.reroll.purity import is_draw, is_repeatable
 from wolong_fx.passes.reroll.readings import DIVISIONS, STEP_NUMBERS, index_numbers, is_step_part, value_of
+from wolong_fx.passes.reroll.step_numbers import is_number_tensor
 from wolong_fx.passes.values import structural_key
 
 
@@ -32,7 +33,7 @@ class GraphArrays:
     kinds: equal for equal target, arguments but for nodes and `numbers`, and layout of the result
     users: who reads it
     is_leaf: an input, a parameter or a constant
-    is_fixed: may not become part of a body: leaves, random draws, what is no tensor
+    is_fixed: may not become part of a body: leaves, random draws, numbers, what is no tensor
     live: numbers of the calls that the outputs need
     next_draw: from each random draw to the one after it: their order is kept
     returned: numbers of the nodes that the graph returns
@@ -81,7 +82,7 @@ def number_graph(graph_module: GraphModule) -> GraphArrays:
         ],
         users=_find_users(operands, live, len(nodes)),
         is_leaf=leaf,
-        is_fixed=bytearray(not (is_repeatable(n) and _is_of_tensors(value_of(n))) for n in nodes),
+        is_fixed=bytearray(map(_is_fixed, nodes)),
         live=[number for number in range(len(nodes)) if live[number] and not leaf[number]],
         next_draw=dict(pairwise(draws)),
         returned=frozenset(returned),
@@ -103,6 +104,8 @@ def _read_call(node: Node) -> _Call:
     if node.op in ("placeholder", "get_attr"):
         return _Call((node.op,), [], ())
     operands: list[Node] = []
+    if is_number_tensor(node):  # like all others, so that they tell no two steps apart; and fixed
+        return _Call((node.target, "number"), [], ())
     if is_step_part(node):  # part i of unbind, split or chunk
         return _Call((node.target, "part"), [node.args[0]], (int(node.args[1]),))  # type: ignore[list-item, arg-type]
     if (indexed := index_numbers(node)) is not None:
@@ -145,6 +148,10 @@ def _layout(value: Any) -> object:
     if isinstance(value, tuple | list):
         return tuple(map(_layout, value))
     return type(value)
+
+
+def _is_fixed(node: Node) -> bool:
+    return is_number_tensor(node) or not (is_repeatable(node) and _is_of_tensors(value_of(node)))
 
 
 def _is_of_tensors(value: Any) -> bool:

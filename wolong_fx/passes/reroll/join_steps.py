@@ -11,6 +11,7 @@ from wolong_fx.passes.reroll.find_joins import Join, Piece, Places, Run
 from wolong_fx.passes.reroll.graph_arrays import GraphArrays, value_of
 from wolong_fx.passes.reroll.loop import Loop
 from wolong_fx.passes.reroll.readings import Part, Stride, read_along
+from wolong_fx.passes.reroll.step_numbers import emit_numbers, is_number_tensor
 
 Series = Callable[[Loop, int], Node]  # the scan's result of a row, steps in front
 
@@ -47,7 +48,12 @@ class StepJoiner:
             return self._known[stride]
         key = tuple(nodes)
         if key not in self._known:
-            self._known[key] = self._put_together(nodes, 0, is_stack=True)
+            originals = [self._arrays.nodes[node] for node in nodes]
+            self._known[key] = (
+                emit_numbers(self._builder, originals)
+                if all(map(is_number_tensor, originals))
+                else self._put_together(nodes, 0, is_stack=True)
+            )
         return self._known[key]
 
     def join(self, join: Join, nodes: Sequence[int]) -> Node:
@@ -74,7 +80,9 @@ class StepJoiner:
 
 
 def is_cheap(arrays: GraphArrays, places: Places, nodes: Sequence[int]) -> bool:
-    """True when `steps_in_front` of these nodes is a view, or a copy made by one operator."""
+    """True when `steps_in_front` of these nodes is a view, numbers, or a copy made by one operator."""
+    if all(is_number_tensor(arrays.nodes[node]) for node in nodes):
+        return True
     stride = read_along([arrays.nodes[node] for node in nodes])
     if stride is not None and _is_view(stride):
         return True

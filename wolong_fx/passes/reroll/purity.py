@@ -13,9 +13,12 @@ from torch.fx import Graph, Node
 from wolong_fx.passes.values import OpOverload, effect_of, is_random
 
 # Where the functions of a Dynamo graph live that compute and do nothing else; our own write a recurrent
-# operator out in plain ones.
+# operator out in plain ones, or make a tensor of a number.
 _MODULES = ("torch", "torch._C", "torch.functional", "torch.nn.functional", "_operator", "math")
-_MODULES_BELOW = ("torch._C._nn", "torch._C._linalg", "torch._C._special", "wolong_fx.capture.rnn")
+_MODULES_BELOW = (
+    *("torch._C._nn", "torch._C._linalg", "torch._C._special"),
+    *("wolong_fx.capture.rnn", "wolong_fx.passes.reroll.step_numbers"),
+)
 
 # Names of functions and methods that draw from torch's generator (or may, by an argument).
 _DRAWS = {

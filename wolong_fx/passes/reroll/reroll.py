@@ -25,6 +25,7 @@ from wolong_fx.passes.reroll.judge_loop import why_not_worth
 from wolong_fx.passes.reroll.loop import Loop
 from wolong_fx.passes.reroll.purity import find_effect
 from wolong_fx.passes.reroll.split_new_axes import has_new_axes, split_new_axes
+from wolong_fx.passes.reroll.step_numbers import has_step_numbers, name_step_numbers
 
 SMALLEST = 12  # a graph of fewer nodes has nothing to gain
 
@@ -56,12 +57,14 @@ class Reroll(Pass):
 
 
 def _in_searched_form(graph_module: GraphModule) -> GraphModule:
-    """The graph in the form that is searched: all results named, steps written into a tensor joined.
+    """The graph in the form that is searched: all results named, steps written into a tensor joined,
+    numbers that change with the step made operands.
 
     A copy if that changes anything: copying costs a quarter of the search.
     """
     given = graph_module.graph
-    if not (has_unnamed_parts(given) or has_writes(given) or has_new_axes(given)):
+    asked = (has_unnamed_parts, has_writes, has_new_axes, has_step_numbers)
+    if not any(is_needed(given) for is_needed in asked):
         return graph_module
     graph = Graph()
     returned = graph.graph_copy(graph_module.graph, {})
@@ -69,6 +72,7 @@ def _in_searched_form(graph_module: GraphModule) -> GraphModule:
     name_all_parts(graph)
     join_writes(graph)
     split_new_axes(graph)
+    name_step_numbers(graph)
     copied = _torch_compat.lazy_graph_module(graph_module, graph)
     _torch_compat.copy_dynamo_facts(graph_module, copied)
     return copied
