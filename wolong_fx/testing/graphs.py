@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from wolong_fx import _torch_compat
-from wolong_fx.passes.values import same_strides
+from wolong_fx.passes.values import is_view, same_strides
 
 aten = torch.ops.aten
 
@@ -30,14 +30,24 @@ NUMBERS = (0, 1, -1, 2, 0.0, -0.0, 1.0, 0.5, 2.0)
 SPECIAL = (0.0, -0.0, 1.0, float("nan"), float("inf"), -float("inf"), -2.5, 3e-39)
 
 
-def random_graph(rng: random.Random, operators: int = 12) -> tuple[GraphModule, list[Tensor]]:
-    """A graph of about that many operators, and inputs for it."""
+def random_graph(
+    rng: random.Random, operators: int = 12, *, has_updates: bool = False
+) -> tuple[GraphModule, list[Tensor]]:
+    """A graph of about that many operators, and inputs for it.
+
+    has_updates: it ends by writing some of them in place
+    """
     builder = GraphBuilder(rng)
     for _ in range(rng.randint(1, 4)):
         builder.add_input(random_tensor(rng))
+    placeholders = list(builder.nodes)
     for _ in range(operators):
         rng.choice(MAKERS)(builder)
-    return builder.finish(), builder.inputs
+    graph_module = builder.finish()
+    for node in placeholders if has_updates else ():
+        builder.update(node)
+    graph_module.recompile()
+    return graph_module, builder.inputs
 
 
 def random_tensor(rng: random.Random) -> Tensor:
@@ -104,6 +114,15 @@ class GraphBuilder:
         """A tensor so far that is acceptable, late ones more often."""
         fitting = [node for node in self.nodes if accept(node.meta["val"])]
         return fitting[-1 - min(int(self.rng.expovariate(0.3)), len(fitting) - 1)] if fitting else None
+
+    def update(self, target: Node) -> None:
+        """Behind all operators, write a value of the same shape over an input, if there is one."""
+        shape, dtype = target.meta["val"].shape, target.meta["val"].dtype
+        made = [n for n in self.nodes if n.op != "placeholder" and n.meta["val"].dtype == dtype]
+        fitting = [n for n in made if n.meta["val"].shape == shape and not is_view(n)]
+        if fitting:
+            with self.graph.inserting_before(self.graph.output_node()):
+                self.call(aten.copy_.default, target, self.rng.choice(fitting))
 
     def finish(self) -> GraphModule:
         """The module; it returns several values, some of them awkward."""

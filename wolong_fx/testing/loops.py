@@ -231,6 +231,19 @@ def backward(steps: int, dtype: torch.dtype) -> LoopCase:
     return LoopCase(function, _tensors(dtype, (steps, 3, 6), (steps, 3, 6), (3, 6), (6, 6)))
 
 
+def differentiated(case: LoopCase) -> LoopCase:
+    """What a training step computes: the results, and the gradients of their sum for the inputs."""
+
+    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        results = case.function(*leaves)
+        sought = [r for r in results if r.requires_grad]
+        gradients = torch.autograd.grad([r.sum() for r in sought], leaves, allow_unused=True)
+        return (*(r.detach() for r in results), *(g for g in gradients if g is not None))
+
+    return LoopCase(function, case.inputs)
+
+
 FAMILIES: Mapping[str, Family] = {
     f.__name__: f
     for f in (

@@ -167,7 +167,25 @@ def _spread(b: _Body) -> None:
         b.call(aten.expand.default, x, list(b.rng.choice((WIDE, SQUARE))))
 
 
+def _outer_sum(b: _Body) -> None:
+    """Three products that are larger than what they are made of, added; nobody reads but the sum."""
+    known = len(b.nodes)
+    rows = [row for row in (b.shaped(ROW) for _ in range(6)) if row is not None]
+    columns = [b.call(aten.view.default, row, [COLUMNS, 1]) for row in rows[:3]]
+    flat = [b.call(aten.view.default, row, [1, COLUMNS]) for row in rows[3:]]
+    products = [b.call(aten.mm.default, *pair) for pair in zip(columns, flat, strict=True)]
+    if products:
+        b.call(aten.add.Tensor, b.call(aten.add.Tensor, *products[:2]), products[2])
+    del b.nodes[known:-1]
+
+
+def _rare(b: _Body) -> None:
+    """What codegen knows only by its parts."""
+    if (x := b.shaped(WIDE)) is not None:
+        b.call(b.rng.choice((aten.softplus.default, aten.mish.default)), x)
+
+
 MAKERS: tuple[Callable[[_Body], object], ...] = (
-    *(_mm, _mm, _bmm, _binary, _binary),
+    *(_mm, _mm, _bmm, _binary, _binary, _outer_sum, _rare),
     *(_unary, _reduce, _move, _spread),
 )
