@@ -12,10 +12,10 @@ from wolong_fx.codegen.cost_model import (
     WORTH_A_TEAM,
     CostModel,
     forecast,
-    touched_bytes,
 )
 from wolong_fx.codegen.cpp.machine import MACHINES
 from wolong_fx.codegen.cpp.tiles import Planner
+from wolong_fx.codegen.cpp.traffic import touched_bytes
 from wolong_fx.codegen.cpp.work import BLOCK_INSTRUCTIONS, op_work
 from wolong_fx.ir.expr import Unary
 from wolong_fx.ir.index import Var

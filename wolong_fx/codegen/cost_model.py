@@ -14,24 +14,22 @@ threads, with each thread's part of the scope in its own; the third cache and me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf, prod
+from math import inf
 
 from wolong_fx.codegen.cpp.cuts import Cutter
 from wolong_fx.codegen.cpp.machine import MACHINES, Machine
 from wolong_fx.codegen.cpp.signature import (
     Bindings,
     Key,
-    accesses,
-    inner_variables,
     outer_variables,
     signature,
 )
 from wolong_fx.codegen.cpp.tiles import Planner
+from wolong_fx.codegen.cpp.traffic import ops_in, touched_bytes
 from wolong_fx.codegen.cpp.work import Work, op_work
 from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
-from wolong_fx.ir.types import Buffer
 from wolong_fx.runtime import MachineCosts
 
 HOST_OF_TEAM = 0.4e-6
@@ -130,7 +128,7 @@ class CostModel:
         return total
 
     def _items_seconds(self, items: Sequence[Item], threads: int) -> float:
-        scope_bytes = touched_bytes(_ops_in(items))
+        scope_bytes = touched_bytes(ops_in(items))
         return sum(
             item.var.extent * self._items_seconds(item.body, threads)
             if isinstance(item, Loop)
@@ -148,29 +146,3 @@ class CostModel:
                 self._alike[key] = op_work(Planner(op, self.machine))
             self._of_op[op] = self._alike[key]
         return self._of_op[op]
-
-
-def touched_bytes(ops: Iterable[OpInst]) -> int:
-    """Bytes of the elements that operators load and store, those of a buffer at most once.
-
-    Of what depends on the variable of a loop around them: as many as one trip touches.
-    """
-    touched: dict[Buffer, int] = {}
-    for op in ops:
-        for buffer, elements in _touched_elements(op).items():
-            touched[buffer] = min(max(touched.get(buffer, 0), elements), buffer.elements)
-    return sum(elements * buffer.dtype.bytes for buffer, elements in touched.items())
-
-
-def _touched_elements(op: OpInst) -> dict[Buffer, int]:
-    inner, found = inner_variables(op), dict[Buffer, int]()
-    different = {(a.buffer, a.index): a for a in accesses(op)}
-    for access in different.values():
-        variables = {v for i in access.affine for v in i.variables()} & inner
-        found[access.buffer] = found.get(access.buffer, 0) + prod(v.extent for v in variables)
-    return found
-
-
-def _ops_in(items: Sequence[Item]) -> Iterator[OpInst]:
-    for item in items:
-        yield from item.ops if isinstance(item, Stage) else _ops_in(item.body)

@@ -122,7 +122,7 @@ class CppTarget:
         return load_kernel(image, self.options)
 
     def _emit(self, program: Program) -> KernelSource:
-        return emit_program(program, self.isa, self.forecast(program).threads)
+        return emit_program(program, self.isa, self.forecast(program).threads, self.costs.l2_bytes)
 
 
 _forecast = lru_cache(maxsize=2)(forecast)  # asked for the ledger, for the dumped source and for the build

@@ -28,10 +28,11 @@ Safe, not exact: a pair is reported unless one of these proves it apart, each a 
 6. The bytes themselves, enumerated, where they are few.
 
 With an `owner` (which thread runs which block, in every trip), the kernel promises more: one thread runs
-all blocks that it owns in program order. Pairs of blocks with one owner are then ordered as well: 5 and 6 are
-tried for pairs of operators too, with blocks of one owner left out. Nothing else of the owner is used, so a
-barrier that goes is not needed however the blocks of *different* owners run beside each other; and a smaller
-team, whose threads take over all blocks of several owners, keeps the promise.
+all blocks that it owns in the order of their stages (those of one stage have no conflict anyway). Pairs of
+blocks with one owner are then ordered as well: 5 and 6 are tried for pairs of operators too, with blocks of
+one owner left out. Nothing else of the owner is used, so a barrier that goes is not needed however the blocks
+of *different* owners run beside each other; and a smaller team, whose threads take over all blocks of several
+owners, keeps the promise.
 """
 
 from __future__ import annotations

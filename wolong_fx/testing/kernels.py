@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 
 from wolong_fx.codegen.cpp import KernelSource, choose_tile, emit_program
 from wolong_fx.codegen.lower.value import TORCH_DTYPES
@@ -56,6 +57,9 @@ def image_of(program: Program, source: KernelSource, isa: str) -> KernelImage:
     )
 
 
-def build_kernel(program: Program, isa: str, threads: int, options: Options) -> Kernel:
+def build_kernel(
+    program: Program, isa: str, threads: int, options: Options, core_cache_bytes: float = inf
+) -> Kernel:
     """A loaded kernel of a program with tiles and a planned arena."""
-    return load_kernel(image_of(program, emit_program(program, isa, threads), isa), options)
+    source = emit_program(program, isa, threads, core_cache_bytes)
+    return load_kernel(image_of(program, source, isa), options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 import pytest
 import torch
@@ -32,10 +33,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def run_cpp() -> RunCpp:
     """Outputs of a program's kernel; with `retiled`, on the tiles that the target chooses."""
 
-    def run(program: Program, inputs: Sequence[Tensor], isa: str, threads: int = 2, retiled: bool = True):
+    def run(
+        program: Program,
+        inputs: Sequence[Tensor],
+        isa: str,
+        threads: int = 2,
+        retiled: bool = True,
+        core_cache_bytes: float = inf,
+    ) -> list[Tensor]:
         if retiled:
             program = with_chosen_tiles(program, isa, threads)
-        return build_kernel(program, isa, threads, Options.of()).launch(list(inputs))
+        return build_kernel(program, isa, threads, Options.of(), core_cache_bytes).launch(list(inputs))
 
     return run
 

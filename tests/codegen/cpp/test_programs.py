@@ -141,9 +141,7 @@ def test_lstm_rolled_into_a_loop(check_cpp, isa, layout, batch):
     check_cpp(lstm(6, batch, 21, layout), isa)
 
 
-@pytest.mark.cpu
-@pytest.mark.avx512
-def test_stacked_recurrences_in_nested_loops(check_cpp):
+def stack() -> Program:
     """Two loops, one around the other: h[l] of layer l takes part in the next step of layer l."""
     layers, steps, width = 3, 4, 18
     p = ProgramBuilder("stack")
@@ -157,7 +155,26 @@ def test_stacked_recurrences_in_nested_loops(check_cpp):
     stores = Store(at(h, layer, after, j), new), Store(at(z, Index.of(layer) + 1, j), new)
     emit = Stage((operator("emit", (j,), Store(at(y, t, j), load(z, layers, j))),))
     p.body.append(Loop(t, (feed, Loop(layer, (Stage((operator("cell", (j,), *stores),)),)), emit)))
-    check_cpp(p.build(), "avx512")
+    return p.build()
+
+
+@pytest.mark.cpu
+@pytest.mark.avx512
+def test_stacked_recurrences_in_nested_loops(check_cpp):
+    check_cpp(stack(), "avx512")
+
+
+@pytest.mark.cpu
+@pytest.mark.avx512
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "program", [lstm(7, 1, 70, "kn"), lstm(4, 5, 70, "nk"), stack()], ids=lambda p: p.name
+)
+def test_trips_that_run_backwards_give_the_same_bits(run_cpp, program, threads):
+    inputs = inputs_of(program)
+    forwards = run_cpp(program, inputs, "avx512", threads)
+    backwards = run_cpp(program, inputs, "avx512", threads, core_cache_bytes=0)
+    assert all(map(torch.equal, forwards, backwards))
 
 
 # ---- reductions

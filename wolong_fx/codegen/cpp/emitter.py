@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from wolong_fx.codegen.cpp.cuts import Cutter
 from wolong_fx.codegen.cpp.machine import MACHINES, Machine
 from wolong_fx.codegen.cpp.prelude import emit_scalars, emit_vectors
 from wolong_fx.codegen.cpp.signature import Binding, Bindings, Key, signature
 from wolong_fx.codegen.cpp.tables import Run, Tables, emit_tables
-from wolong_fx.codegen.cpp.team import ENTRY_POINTS, TEAM, emit_layout, team_of
+from wolong_fx.codegen.cpp.team import BACKWARDS, ENTRY_POINTS, TEAM, emit_layout, team_of
 from wolong_fx.codegen.cpp.tile_function import TileFunction, TileFunctionText
 from wolong_fx.codegen.cpp.tiles import Planner
+from wolong_fx.codegen.cpp.traffic import outgrows
 from wolong_fx.codegen.cpp.vector_math import emit_libm_declarations
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
@@ -41,13 +43,16 @@ class KernelSource:
     functions: int
 
 
-def emit_program(program: Program, isa: str, threads: int) -> KernelSource:
+def emit_program(program: Program, isa: str, threads: int, core_cache_bytes: float = inf) -> KernelSource:
     """C++ for a program whose operators have tiles and whose arena is planned.
 
     isa: "avx512", "avx2" or "portable"
     threads: size of the team; the kernel also runs on one thread
+    core_cache_bytes: what a core keeps to itself. Every other trip of a loop that touches more than that runs
+        its blocks backwards: of memory that is walked the same way each time, a cache too small for all of it
+        keeps nothing. 20 steps of an LSTM of 384 units took 223 us instead of 266.
     """
-    return _ProgramText(program, MACHINES[isa], team_of(threads)).write()
+    return _ProgramText(program, MACHINES[isa], team_of(threads), core_cache_bytes).write()
 
 
 @dataclass
@@ -60,8 +65,8 @@ class _Emitted:
 
 
 class _ProgramText:
-    def __init__(self, program: Program, machine: Machine, threads: int) -> None:
-        self.program, self.machine = program, machine
+    def __init__(self, program: Program, machine: Machine, threads: int, core_cache_bytes: float) -> None:
+        self.program, self.machine, self.core_cache_bytes = program, machine, core_cache_bytes
         self.tables = Tables(threads)
         self.cutter = Cutter(machine, threads)
         self.checks: list[str] = []
@@ -89,6 +94,7 @@ class _ProgramText:
             vectors,
             emit_tables(self.tables, names or ["nullptr"]),
             TEAM,
+            BACKWARDS if any("run_stages_backwards" in line for line in self.body) else "",
             "static void run_program(Worker* w) {\n" + "\n".join(["  (void)w;", *self.body]) + "\n}\n",
             ENTRY_POINTS,
         ]
@@ -104,28 +110,38 @@ class _ProgramText:
 
     # The body
 
-    def _items(self, items: Sequence[Item], loops: dict[Var, int]) -> None:
-        """Calls that run stages, in loops as the program has them; neighbouring stages share a call."""
+    def _items(self, items: Sequence[Item], loops: dict[Var, int], is_backwards: str = "") -> None:
+        """Calls that run stages, in loops as the program has them; neighbouring stages share a call.
+
+        is_backwards: the condition under which blocks run last to first, if they ever do
+        """
         pad, first = "  " * (len(loops) + 1), self.stages
         for item in items:
             if isinstance(item, Stage):
                 self._stage(item, loops)
                 continue
-            self._run_stages(pad, first)
+            self._run_stages(pad, first, is_backwards)
             self._loop(item, loops, pad)
             first = self.stages
-        self._run_stages(pad, first)
+        self._run_stages(pad, first, is_backwards)
 
-    def _run_stages(self, pad: str, first: int) -> None:
+    def _run_stages(self, pad: str, first: int, is_backwards: str) -> None:
         if self.stages > first:
-            self.body.append(f"{pad}run_stages(w, {first}, {self.stages});")
+            call = f"(w, {first}, {self.stages});"
+            if is_backwards:
+                self.body.append(f"{pad}if ({is_backwards}) run_stages_backwards{call}")
+            self.body.append(f"{pad}{'else ' if is_backwards else ''}run_stages{call}")
 
     def _loop(self, loop: Loop, loops: dict[Var, int], pad: str) -> None:
         at = f"w->loop[{len(loops)}]"
         self.depth = max(self.depth, len(loops) + 1)
         self.body.append(f"{pad}for ({at} = 0; {at} < {loop.var.extent}; {at}++) {{  // {loop.var.name}")
-        self._items(loop.body, {**loops, loop.var: len(loops)})
+        is_backwards = f"{at} % 2" if self._alternates(loop) else ""
+        self._items(loop.body, {**loops, loop.var: len(loops)}, is_backwards)
         self.body.append(f"{pad}}}")
+
+    def _alternates(self, loop: Loop) -> bool:
+        return loop.var.extent > 1 and outgrows(loop, self.tables.threads, self.core_cache_bytes)
 
     def _stage(self, stage: Stage, loops: dict[Var, int]) -> None:
         bound = [self._bind(op, loops) if op.points else (0, 0) for op in stage.ops]

@@ -72,6 +72,18 @@ NOINLINE void run_stages(Worker* w, i32 begin, i32 end) {
 }
 """
 
+BACKWARDS = """\
+// The same blocks last to first: what the trip before read last is still in the cache.
+NOINLINE void run_stages_backwards(Worker* w, i32 begin, i32 end) {
+  for (i32 s = begin; s < end; s++) {
+    for (i32 r = STARTS[s * THREADS + w->last] - 1; r >= STARTS[s * THREADS + w->first]; r--)
+      for (i64 b = RUNS[r].last - 1; b >= RUNS[r].first; b--)
+        FUNCTIONS[RUNS[r].function](w->args, BINDINGS + RUNS[r].bindings, w->loop, b, b + 1);
+    if (BARRIERS[s]) barrier(w);
+  }
+}
+"""
+
 ENTRY_POINTS = """\
 struct Launch { char* const* args; i64 before, after; };
 
