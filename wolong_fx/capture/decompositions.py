@@ -65,7 +65,7 @@ def decompose_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     """As torch's, with one division a row: the reciprocal of the sum is off by half a last place at most."""
     wide = x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
     if not x.numel():
-        return torch.empty_like(wide if half_to_float else x)
+        return torch.zeros_like(wide if half_to_float else x)
     grown = torch.exp(wide - torch.amax(wide, [dim], keepdim=True))
     result = grown * torch.reciprocal(torch.sum(grown, [dim], keepdim=True))
     return result if half_to_float else result.to(x.dtype)

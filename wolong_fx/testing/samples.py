@@ -363,6 +363,15 @@ REDUCTIONS = [
     ),
     Operator(
         "reduction",
+        "norm of order",
+        FLOATS,
+        lambda m: [
+            Sample(f"{order}", lambda x, o=order: torch.linalg.vector_norm(x, o, 1), (m.tensor(5, 37),))
+            for order in (0, 0.5, 1, 3, torch.inf, -torch.inf)
+        ],
+    ),
+    Operator(
+        "reduction",
         "whole",
         NUMBERS,
         lambda m: [

@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from wolong_fx.codegen.lower.lowering import Lowering
 from wolong_fx.codegen.lower.matmul import kept
-from wolong_fx.codegen.lower.reductions import reduction
+from wolong_fx.codegen.lower.reductions import reduction, settled_like
 from wolong_fx.codegen.lower.registry import lowers
 from wolong_fx.codegen.lower.value import (
     DTYPES,
@@ -25,6 +25,7 @@ from wolong_fx.codegen.lower.value import (
     binary,
     cast,
     constant,
+    reduced,
     reindexed,
 )
 from wolong_fx.codegen.lower.windows import (
@@ -36,7 +37,7 @@ from wolong_fx.codegen.lower.windows import (
     taps,
     windows_of,
 )
-from wolong_fx.ir.expr import Expr, Reduce
+from wolong_fx.ir.expr import Expr
 from wolong_fx.ir.index import Index, Var
 
 aten = torch.ops.aten
@@ -94,7 +95,6 @@ def convolution(
         x = filled(lowering, x, 0)
     weight = _lanes_last(lowering, weight, prod(shape) // shape[1])
     tap, channel = taps(windows, f"k{len(lowering.ops)}"), Var(f"k{len(lowering.ops)}_c", inside)
-    over = tuple(v for v in (*tap, channel) if v.extent > 1)
     at_tap, at_channel = [Index.of(v) for v in tap], Index.of(channel)
     compute = x.dtype.compute
 
@@ -102,8 +102,7 @@ def convolution(
         batch, result, *place = point
         source = (batch, result // outside * inside + at_channel, *positions(windows, place, at_tap))
         factors = x.at(source), weight.at((result, at_channel, *at_tap))
-        product = binary("mul", *(cast(f, compute) for f in factors))
-        total = Reduce("sum", over, product) if over else product
+        total = reduced("sum", (*tap, channel), binary("mul", *(cast(f, compute) for f in factors)))
         if bias is not None:
             total = binary("add", total, cast(bias.at((result,)), compute))
         return cast(total, x.dtype)
@@ -149,8 +148,12 @@ def _lanes_last(lowering: Lowering, weight: TensorValue, points: int) -> TensorV
     rank = weight.rank
     shape = (*weight.shape[2:], weight.shape[1], weight.shape[0])
     copy = reindexed(weight, shape, lambda at: (at[rank - 1], at[rank - 2], *at[: rank - 2]))
-    ordered = kept(lowering, copy)
-    return reindexed(ordered, weight.shape, lambda at: (*at[2:], at[1], at[0]))
+    return _taps_first(kept(lowering, copy), weight.shape)
+
+
+def _taps_first(ordered: TensorValue, shape: tuple[int, ...]) -> TensorValue:
+    """Weights of `shape` (D, C, *taps) that lie in memory as (*taps, C, D)."""
+    return reindexed(ordered, shape, lambda at: (*at[2:], at[1], at[0]))
 
 
 # ---- gradients
@@ -207,24 +210,23 @@ def _to_weight(
     spaces = (points.shape[0], *points.shape[2:])
     every = tuple(Var(f"k{len(lowering.ops)}_{d}", n) for d, n in enumerate(spaces))
     batch, *place = (Index.of(v) for v in every)
-    over, compute = tuple(v for v in every if v.extent > 1), points.dtype.compute
+    compute = points.dtype.compute
 
     def at(point: Coordinates) -> Expr:
         *tap, channel, result = point
         source = (batch, result // outside * inside + channel, *positions(windows, place, tap))
         factors = points.at((batch, result, *place)), image.at(source)
-        product = binary("mul", *(cast(f, compute) for f in factors))
-        return cast(Reduce("sum", over, product) if over else product, points.dtype)
+        total = reduced("sum", every, binary("mul", *(cast(f, compute) for f in factors)))
+        return cast(total, points.dtype)
 
     ordered = TensorValue((*shape[2:], inside, shape[0]), points.dtype, at, cost=2 * prod(spaces))
-    return reindexed(kept(lowering, ordered), shape, lambda at: (*at[2:], at[1], at[0]))
+    return _taps_first(kept(lowering, ordered), shape)
 
 
 def _to_bias(lowering: Lowering, node: Node, gradient: TensorValue) -> TensorValue:
     """The bias's gradient: the sum of all points of a channel."""
-    dtype = DTYPES[node.meta["val"][2].dtype]
+    like = node.meta["val"][2]
     dims = (0, *range(2, gradient.rank))
-    total = reduction(lowering, "sum", gradient, dims, dtype.compute)
-    return kept(
-        lowering, TensorValue(total.shape, dtype, lambda at: cast(total.at(at), dtype), cost=total.cost)
+    return settled_like(
+        lowering, reduction(lowering, "sum", gradient, dims, DTYPES[like.dtype].compute), like
     )

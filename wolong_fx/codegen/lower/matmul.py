@@ -19,9 +19,10 @@ from wolong_fx.codegen.lower.value import (
     constant,
     constant_expr,
     of_buffer,
+    reduced,
     reshaped,
 )
-from wolong_fx.ir.expr import Expr, Reduce
+from wolong_fx.ir.expr import Expr
 from wolong_fx.ir.index import Index, Var
 
 aten = torch.ops.aten
@@ -47,9 +48,7 @@ def product(lowering: Lowering, node: Node, a: TensorValue, b: TensorValue) -> T
         *batch, row, column = point
         left = cast(a.at((*batch, row, Index.of(k))), dtype.compute)
         right = cast(b.at((*batch, Index.of(k), column)), dtype.compute)
-        if depth == 1:
-            return cast(binary("mul", left, right), dtype)
-        return cast(Reduce("sum", (k,), binary("mul", left, right)), dtype)
+        return cast(reduced("sum", (k,), binary("mul", left, right)), dtype)
 
     return TensorValue(shape, dtype, at, cost=depth * (2 + a.cost + b.cost))
 

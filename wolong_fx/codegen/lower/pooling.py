@@ -20,11 +20,12 @@ from wolong_fx.codegen.lower.value import (
     binary,
     cast,
     constant_expr,
+    reduced,
     reindexed,
     reshaped,
 )
 from wolong_fx.codegen.lower.windows import Window, filled, is_multiple, positions, taps, windows_of
-from wolong_fx.ir.expr import Const, Expr, IndexValue, Reduce, Where
+from wolong_fx.ir.expr import Const, Expr, IndexValue, Where
 from wolong_fx.ir.index import Index, Var, contiguous_strides, linear
 from wolong_fx.ir.types import DType
 
@@ -52,9 +53,7 @@ def _over_nothing(node: Node) -> str | None:
 def _reduced(name: str, op: str, windows: Sequence[Window], element: Callable[[list[Index]], Expr]) -> Expr:
     """`op` over the taps of the windows of one point."""
     tap = taps(windows, name)
-    over = tuple(v for v in tap if v.extent > 1)
-    body = element([Index.of(v) for v in tap])
-    return Reduce(op, over, body) if over else body
+    return reduced(op, tap, element([Index.of(v) for v in tap]))
 
 
 # ---- averages
@@ -90,9 +89,11 @@ def lower_average_pool(
     return reshaped(lowering.in_memory(pooled), shape)
 
 
-def _pool_windows(node: Node, size: Numbers, stride: Numbers, padding: Numbers) -> tuple[Window, ...]:
+def _pool_windows(
+    node: Node, size: Numbers, stride: Numbers, padding: Numbers, dilation: Numbers = 1
+) -> tuple[Window, ...]:
     rank = _image_rank(node)
-    return windows_of(_each(size, rank), _each(stride, rank), _each(padding, rank))
+    return windows_of(*(_each(value, rank) for value in (size, stride, padding, dilation)))
 
 
 def _image_rank(node: Node) -> int:
@@ -203,7 +204,6 @@ def lower_adaptive_average_pool(
     tap = tuple(
         Var(f"{name}_{d}", _widest(n, o)) for d, (n, o) in enumerate(zip(extents, sizes, strict=True))
     )
-    over = tuple(v for v in tap if v.extent > 1)
 
     def at(point: Coordinates) -> Expr:
         batch, channel, *place = point
@@ -214,8 +214,7 @@ def lower_adaptive_average_pool(
         for f, end, v in zip(first, ends, tap, strict=True):
             value = _below(f + v, end, value, constant_expr(0, compute))
             count = binary("mul", count, cast(IndexValue(end - f), compute))
-        total = Reduce("sum", over, value) if over else value
-        return cast(binary("div", total, count), x.dtype)
+        return cast(binary("div", reduced("sum", tap, value), count), x.dtype)
 
     pooled = TensorValue((*source.shape[:2], *sizes), x.dtype, at, cost=prod(v.extent for v in tap))
     return reshaped(lowering.in_memory(pooled), tuple(node.meta["val"].shape))
@@ -248,7 +247,7 @@ def lower_max_pool(
     _ceil_mode: bool = False,
 ) -> list[TensorValue]:
     """(largest of each window, its row-major position in the image)."""
-    windows = _max_windows(node, size, stride, padding, dilation)
+    windows = _pool_windows(node, size, stride, padding, dilation)
     shape, lowest = tuple(node.meta["val"][0].shape), _lowest(x.dtype)
     source, name = filled(lowering, _batched(x, len(windows)), lowest), f"k{len(lowering.ops)}"
     pooled = (*source.shape[:2], *shape[-len(windows) :])
@@ -272,13 +271,6 @@ def lower_max_pool(
 
     where = TensorValue(pooled, DType.I64, position, cost=_taps(windows))
     return [reshaped(best, shape), reshaped(lowering.in_memory(where), shape)]
-
-
-def _max_windows(
-    node: Node, size: Numbers, stride: Numbers, padding: Numbers, dilation: Numbers
-) -> tuple[Window, ...]:
-    rank = _image_rank(node)
-    return windows_of(*(_each(value, rank) for value in (size, stride, padding, dilation)))
 
 
 def _lowest(dtype: DType) -> float | int:
@@ -329,7 +321,7 @@ def lower_max_pool_backward(
     _ceil_mode: bool,
     where: TensorValue,
 ) -> TensorValue:
-    windows = _max_windows(node, size, stride, padding, dilation)
+    windows = _pool_windows(node, size, stride, padding, dilation)
     rank, compute = len(windows), x.dtype.compute
     found = filled(lowering, _batched(where, rank), -1)
     source = filled(lowering, _batched(gradient, rank), 0)

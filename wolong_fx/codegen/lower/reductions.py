@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
+from math import isinf, prod
 
 import torch
 from torch.fx import Node
@@ -20,10 +20,11 @@ from wolong_fx.codegen.lower.value import (
     cast,
     constant,
     constant_expr,
+    reduced,
     reshaped,
     unary,
 )
-from wolong_fx.ir.expr import Expr, Reduce
+from wolong_fx.ir.expr import Expr
 from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.types import DType
 
@@ -51,28 +52,33 @@ def reduction(
     """`finish(op over dims of x)`, not yet in memory, without the reduced dimensions, of dtype `compute`."""
     over = {d: Var(f"k{len(lowering.ops)}_{d}", x.shape[d]) for d in dims}
     kept_shape = tuple(n for d, n in enumerate(x.shape) if d not in over)
-    running = tuple(v for v in over.values() if v.extent != 1)
 
     def at(point: Coordinates) -> Expr:
         rest = iter(point)
         place = tuple(Index.of(over[d]) if d in over else next(rest) for d in range(x.rank))
-        body = cast(x.at(place), compute)
-        return finish(Reduce(op, running, body) if running else body)
+        return finish(reduced(op, tuple(over.values()), cast(x.at(place), compute)))
 
     return TensorValue(kept_shape, compute, at, cost=prod(x.shape[d] for d in dims) * (1 + x.cost))
 
 
-def _settled(lowering: Lowering, node: Node, value: TensorValue) -> TensorValue:
+def settled(lowering: Lowering, node: Node, value: TensorValue) -> TensorValue:
     """The reduction in memory, in the node's dtype and shape (keepdim puts back dimensions of extent 1)."""
-    return _shaped(lowering, value, node.meta["val"])
+    return settled_like(lowering, value, node.meta["val"])
 
 
-def _shaped(lowering: Lowering, value: TensorValue, like: torch.Tensor) -> TensorValue:
+def settled_like(lowering: Lowering, value: TensorValue, like: torch.Tensor) -> TensorValue:
     dtype = DTYPES[like.dtype]
     if value.dtype is not dtype:
         wide = value
         value = TensorValue(wide.shape, dtype, lambda at: cast(wide.at(at), dtype), cost=wide.cost)
     return reshaped(kept(lowering, value), tuple(like.shape))
+
+
+def _over_nothing(node: Node) -> str | None:
+    source, result = node.args[0], node.meta["val"]
+    first = result[0] if isinstance(result, tuple | list) else result
+    empty = isinstance(source, Node) and source.meta["val"].numel() == 0 and first.numel() > 0
+    return "a reduction over nothing, which torch refuses" if empty else None
 
 
 # ---- sums and products
@@ -83,7 +89,7 @@ def lower_sum(
     lowering: Lowering, node: Node, x: TensorValue, dim: Dims = None, keepdim: bool = False, **_dtype: object
 ) -> TensorValue:
     compute = DTYPES[node.meta["val"].dtype].compute
-    return _settled(lowering, node, reduction(lowering, "sum", x, reduced_dims(dim, x.rank), compute))
+    return settled(lowering, node, reduction(lowering, "sum", x, reduced_dims(dim, x.rank), compute))
 
 
 @lowers(aten.mean.default, aten.mean.dim)
@@ -91,7 +97,7 @@ def lower_mean(
     lowering: Lowering, node: Node, x: TensorValue, dim: Dims = None, keepdim: bool = False, **_dtype: object
 ) -> TensorValue:
     compute = DTYPES[node.meta["val"].dtype].compute
-    return _settled(lowering, node, _mean(lowering, x, reduced_dims(dim, x.rank), compute))
+    return settled(lowering, node, _mean(lowering, x, reduced_dims(dim, x.rank), compute))
 
 
 def _mean(lowering: Lowering, x: TensorValue, dims: tuple[int, ...], compute: DType) -> TensorValue:
@@ -109,7 +115,49 @@ def lower_prod(
     lowering: Lowering, node: Node, x: TensorValue, dim: Dims = None, keepdim: bool = False, **_dtype: object
 ) -> TensorValue:
     compute = DTYPES[node.meta["val"].dtype].compute
-    return _settled(lowering, node, reduction(lowering, "prod", x, reduced_dims(dim, x.rank), compute))
+    return settled(lowering, node, reduction(lowering, "prod", x, reduced_dims(dim, x.rank), compute))
+
+
+# ---- norms
+
+
+@lowers(aten.linalg_vector_norm.default, unless=_over_nothing)
+def lower_vector_norm(
+    lowering: Lowering,
+    node: Node,
+    x: TensorValue,
+    order: float = 2,
+    dim: Dims = None,
+    keepdim: bool = False,
+    **_dtype: object,
+) -> TensorValue:
+    """(sum |x|^order)^(1 / order); of the orders 0 and +-inf, what that tends to."""
+    compute = DTYPES[node.meta["val"].dtype].compute
+    op, grow, shrink = _norm_of(float(order), compute)
+    sizes = TensorValue(x.shape, compute, lambda at: grow(cast(x.at(at), compute)), cost=x.cost + 2)
+    return settled(lowering, node, reduction(lowering, op, sizes, reduced_dims(dim, x.rank), compute, shrink))
+
+
+Formula = Callable[[Expr], Expr]
+
+
+def _norm_of(order: float, dtype: DType) -> tuple[str, Formula, Formula]:
+    """A norm's reduction, what it reduces of each element, and what it makes of the result."""
+    if order == 2:
+        return "sum", lambda x: binary("mul", x, x), lambda total: unary("sqrt", total)
+    if order == 0:
+        zero = constant_expr(0, dtype)
+        return "sum", lambda x: cast(binary("ne", x, zero), dtype), lambda total: total
+    if isinf(order):
+        return "max" if order > 0 else "min", lambda x: unary("abs", x), lambda extreme: extreme
+    power, root = constant_expr(order, dtype), constant_expr(1 / order, dtype)
+    if order == 1:
+        return "sum", lambda x: unary("abs", x), lambda total: total
+    return (
+        "sum",
+        lambda x: binary("pow", unary("abs", x), power),
+        lambda total: binary("pow", total, root),
+    )
 
 
 # ---- variance, in two passes over the data: no cancellation
@@ -147,7 +195,7 @@ def lower_var(
 ) -> TensorValue:
     x = lowering.realised(x)
     variance, _mean_value = _variance(lowering, node, x, dim, 1 if correction is None else correction)
-    return _settled(lowering, node, variance)
+    return settled(lowering, node, variance)
 
 
 @lowers(aten.var_mean.correction)
@@ -163,16 +211,10 @@ def lower_var_mean(
     x = lowering.realised(x)
     pair = _variance(lowering, node, x, dim, 1 if correction is None else correction)
     results = node.meta["val"]
-    return [_shaped(lowering, v, r) for v, r in zip(pair, results, strict=True)]
+    return [settled_like(lowering, v, r) for v, r in zip(pair, results, strict=True)]
 
 
 # ---- extremes
-
-
-def _over_nothing(node: Node) -> str | None:
-    source = node.args[0]
-    empty = isinstance(source, Node) and source.meta["val"].numel() == 0
-    return "a reduction over nothing, which torch refuses" if empty else None
 
 
 @lowers(aten.amax.default, aten.amin.default, aten.max.default, aten.min.default, unless=_over_nothing)
@@ -184,7 +226,7 @@ def lower_extreme(
     dims = reduced_dims(dim, x.rank)
     if x.dtype is DType.BOOL:
         op = "any" if op == "max" else "all"
-    return _settled(lowering, node, reduction(lowering, op, x, dims, compute))
+    return settled(lowering, node, reduction(lowering, op, x, dims, compute))
 
 
 @lowers(aten.argmax.default, aten.argmin.default, unless=_over_nothing)
@@ -214,7 +256,7 @@ def lower_extreme_and_position(
     values, positions = node.meta["val"]
     dims = reduced_dims(dim, x.rank)
     named = op if x.dtype is not DType.BOOL else {"max": "any", "min": "all"}[op]
-    best = _shaped(lowering, reduction(lowering, named, x, dims, x.dtype.compute), values)
+    best = settled_like(lowering, reduction(lowering, named, x, dims, x.dtype.compute), values)
     return [best, _position(lowering, node, f"arg{op}", x, dims, positions)]
 
 
@@ -225,7 +267,7 @@ def lower_any_all(
     op = "any" if node.target in (aten.any.default, aten.any.dim, aten.any.dims) else "all"
     keeps_all = node.target in (aten.any.dims, aten.all.dims) and dim == []  # here, alone, [] means none
     dims = () if keeps_all else reduced_dims(dim, x.rank)
-    return _settled(lowering, node, reduction(lowering, op, x, dims, DType.BOOL))
+    return settled(lowering, node, reduction(lowering, op, x, dims, DType.BOOL))
 
 
 # ---- softmax: maximum, exponentials, their sum

@@ -8,8 +8,8 @@ from math import prod
 
 import torch
 
-from wolong_fx.ir.expr import Access, Binary, Cast, Const, Expr, Load, Unary
-from wolong_fx.ir.index import Index, contiguous_strides, delinearise, linear
+from wolong_fx.ir.expr import Access, Binary, Cast, Const, Expr, Load, Reduce, Unary
+from wolong_fx.ir.index import Index, Var, contiguous_strides, delinearise, linear
 from wolong_fx.ir.types import Buffer, DType
 
 Coordinates = tuple[Index, ...]
@@ -108,6 +108,12 @@ def broadcast(value: TensorValue, shape: Sequence[int]) -> TensorValue:
         return tuple(Index() if one else i for one, i in zip(stretched, at[lead:], strict=True))
 
     return reindexed(value, shape, to_source)
+
+
+def reduced(op: str, variables: Sequence[Var], body: Expr) -> Expr:
+    """`op` over `body` at every value of some variables; the body itself where each has but one."""
+    over = tuple(v for v in variables if v.extent != 1)
+    return Reduce(op, over, body) if over else body
 
 
 def cast(expr: Expr, dtype: DType) -> Expr:
