@@ -1,5 +1,5 @@
 """What calling a kernel costs beside the kernel: by us (goal: under 2 us for 8 tensors) and by Dynamo; and
-what a whole call of small models costs through each door.
+what a whole call, and a whole step of training, of small models cost through each door.
 
 Our overhead = call - time inside the kernel - allocation of its outputs, each the least of many short runs:
 other work on the machine only ever adds. Dynamo's = a torch.compile call - the call it ends in.
@@ -142,13 +142,50 @@ def _measure_model(model: nn.Module, x: torch.Tensor) -> dict[str, float | int]:
     )
     doors = {"optimize_ns": optimized, "torch_compile_ns": compiled, "eager_ns": model}
     with torch.no_grad():
-        for door in doors.values():
-            for _ in range(SETTLING_CALLS):
-                door(x)
-        # Turn about: a busy moment of the machine meets all of them.
-        rounds = [{key: least_ns(partial(door, x), runs=10) for key, door in doors.items()} for _ in range(5)]
-    found: dict[str, float | int] = {key: min(r[key] for r in rounds) for key in doors}
+        found = _least_of_each({key: partial(door, x) for key, door in doors.items()})
     return {"parameters": sum(1 for _ in model.parameters())} | found
+
+
+def measure_steps() -> dict[str, dict[str, float | int]]:
+    """A whole step of training, forward and backward, of each model through the same doors."""
+    return {name: _measure_step(make(), torch.randn(shape)) for name, (make, shape) in MODELS.items()}
+
+
+def _measure_step(model: nn.Module, x: torch.Tensor) -> dict[str, float | int]:
+    doors = {
+        "optimize_ns": optimize(copy.deepcopy(model)),
+        "with_dynamo_ns": optimize(copy.deepcopy(model), verify="always"),
+        "torch_compile_ns": torch.compile(copy.deepcopy(model), backend="wolong"),
+        "eager_ns": model,
+    }
+    found = _least_of_each({key: partial(_step, door, x) for key, door in doors.items()}, calls=20)
+    return {"parameters": sum(1 for _ in model.parameters())} | found
+
+
+def _step(model: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]], x: torch.Tensor) -> None:
+    y = model(x)
+    (y if isinstance(y, torch.Tensor) else y[0]).sum().backward()
+
+
+def measure_function() -> dict[str, float | int]:
+    """A call of a plain function of six vectors through each door."""
+    tensors = inputs()
+    doors = {
+        "optimize_ns": optimize(two_sums),
+        "torch_compile_ns": torch.compile(two_sums, backend="wolong"),
+        "eager_ns": two_sums,
+    }
+    with torch.no_grad():
+        return _least_of_each({key: partial(door, *tensors) for key, door in doors.items()})
+
+
+def _least_of_each(doors: Mapping[str, Callable[[], object]], calls: int = CALLS) -> dict[str, float | int]:
+    """Turn about, so that a busy moment of the machine meets all of them."""
+    for door in doors.values():
+        for _ in range(SETTLING_CALLS):
+            door()
+    rounds = [{key: least_ns(door, calls, runs=10) for key, door in doors.items()} for _ in range(5)]
+    return {key: min(found[key] for found in rounds) for key in doors}
 
 
 def measure() -> dict[str, object]:
@@ -163,6 +200,8 @@ def measure() -> dict[str, object]:
         **({"cut_for_a_team": {"threads": team, **measure_call(threads=team)}} if team > 1 else {}),
         "torch_compile": measure_dynamo(),
         **{f"call_of_{name}": found for name, found in measure_doors().items()},
+        "call_of_function": measure_function(),
+        **{f"step_of_{name}": found for name, found in measure_steps().items()},
     }
 
 

@@ -595,6 +595,74 @@ def test_an_argument_may_be_written():
     assert (given.tolist(), given._version - version, ours.slow_calls) == ([1.0] * 3, 1, 0)
 
 
+class Tallies(nn.Module):
+    """Assigns what it wrote in place: to buffers of its own and of a part, and to an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.BatchNorm1d(4)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.total = torch.zeros(4)
+
+    def forward(self, x):
+        self.count += 1
+        self.inner.running_mean *= 0.5
+        self.total += x.sum(0)
+        return self.inner(x) * self.total + self.count
+
+
+class SwapsParts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.ones(4), torch.zeros(4)
+
+    def forward(self, x):
+        self.a, self.b = self.b, self.a
+        return (x + self.a).sin()
+
+
+class TalliesElsewhere(nn.Module):
+    """What it assigns to is no module: somebody else may assign there too."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = Config()
+        self.config.total = torch.zeros(4)
+
+    def forward(self, x):
+        self.config.total += x.sum(0)
+        return (x + self.config.total).sin()
+
+
+@torch.no_grad()
+def test_what_is_written_in_place_and_assigned_again_needs_no_dynamo():
+    ours, eager = Watched(Tallies().eval()).warm(x), Tallies().eval()
+    eager.load_state_dict(ours.model.state_dict())
+    eager.total.copy_(ours.model.total)
+    state, versions = vars(ours.model).copy(), (ours.model.count._version, ours.model.total._version)
+    for _ in range(3):
+        torch.testing.assert_close(ours.model(x), eager(x))
+        torch.testing.assert_close(ours.model.state_dict(), eager.state_dict())
+        torch.testing.assert_close(ours.model.total, eager.total)
+    assert ours.slow_calls == 0 and state["total"] is ours.model.total
+    assert (ours.model.count._version, ours.model.total._version) == (versions[0] + 3, versions[1] + 3)
+    ours.model.total = torch.zeros(4)
+    eager.total.zero_()
+    for _ in range(3):
+        torch.testing.assert_close(ours.model(x), eager(x))
+    assert ours.slow_calls > 0
+
+
+@pytest.mark.parametrize("kind", [SwapsParts, TalliesElsewhere])
+@torch.no_grad()
+def test_what_is_assigned_elsewhere_is_assigned_at_every_call(kind):
+    ours, eager = wolong_fx.optimize(kind()), kind()
+    for i in range(8):
+        if i == 6 and kind is TalliesElsewhere:
+            ours.config.total, eager.config.total = torch.ones(4), torch.ones(4)
+        torch.testing.assert_close(ours(x), eager(x))
+
+
 # ---- models that no kernel serves
 
 

@@ -251,6 +251,15 @@ def test_dropout_is_new_at_every_step_and_its_backward_agrees():
     torch.testing.assert_close(net.model[0].bias.grad, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_model_without_a_kernel_trains_as_it_is():
+    ours = Watched(nn.Linear(4, 4, bias=False))
+    for _ in range(3):
+        ours.model(torch.ones(2, 4)).sum().backward()
+    ours.warm(torch.ones(2, 4))
+    y = ours.model(torch.ones(2, 4))
+    assert type(y.grad_fn) is type(ours.eager(torch.ones(2, 4)).grad_fn) and ours.slow_calls == 0
+
+
 def test_results_that_are_views_of_one_another_are_left_to_aotautograd():
     class Views(nn.Module):
         def __init__(self):

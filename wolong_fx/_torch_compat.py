@@ -425,11 +425,26 @@ def find_written_inputs() -> tuple[int, ...] | None:
     if metadata is None or outputs is None or getattr(metadata, "tokens", True):
         return None
     kinds = {output.output_type.name for output in outputs}
-    if not kinds <= {"non_alias", "unsafe_view_alias"} or not all(
+    if not kinds <= {"non_alias", "unsafe_view_alias", "is_input"} or not all(
         map(_is_left_or_written, metadata.input_info)
     ):
         return None
     return tuple(i for i, given in enumerate(metadata.input_info) if given.mutates_data)
+
+
+def find_returned_inputs() -> dict[int, int]:
+    """Of the results of the graph that AOTAutograd compiles now, those that are inputs themselves. 2.13.
+
+    By position. Its wrapper returns the input, whatever the graph returns there. Empty where the graph
+    returns something before its results.
+    """
+    from torch._guards import TracingContext
+
+    metadata = getattr(TracingContext.try_get(), "fw_metadata", None)
+    if any(getattr(metadata, name, True) for name in ("tokens", "mutated_inp_runtime_indices")):
+        return {}
+    outputs = enumerate(getattr(metadata, "output_info", None) or ())
+    return {i: output.base_idx for i, output in outputs if output.output_type.name == "is_input"}
 
 
 def _is_left_or_written(given: Any) -> bool:
@@ -542,28 +557,6 @@ def forget_code(function: types.FunctionType) -> None:
     from torch._C._dynamo.eval_frame import reset_code
 
     reset_code(function.__code__)
-
-
-_READS = frozenset(
-    "RESUME NOP CACHE EXTENDED_ARG COPY_FREE_VARS PUSH_NULL POP_TOP COPY SWAP LOAD_CONST LOAD_FAST "
-    "LOAD_FAST_CHECK LOAD_DEREF LOAD_GLOBAL LOAD_ATTR BINARY_SUBSCR STORE_FAST DELETE_FAST UNPACK_SEQUENCE "
-    "PRECALL CALL KW_NAMES BUILD_TUPLE BUILD_LIST BUILD_MAP BUILD_CONST_KEY_MAP LIST_EXTEND RETURN_VALUE "
-    "RETURN_CONST".split()
-)
-"""Instructions that leave everything but the function's own values as it is, calls excepted."""
-
-_BOOKKEEPING = ("record_pregraph_bytecode_enter", "record_pregraph_bytecode_exit")  # times for a profile
-
-
-def is_one_graph(code: types.CodeType) -> bool:
-    """Whether code that Dynamo made fetches values, calls one graph and returns, without any effect. 2.13."""
-    import dis
-
-    steps = list(dis.get_instructions(code))
-    graphs = [s for s in steps if s.opname == "LOAD_GLOBAL" and str(s.argval).startswith("__compiled_fn_")]
-    harmless = sum(s.argval in _BOOKKEEPING for s in steps)
-    calls = sum(s.opname == "CALL" for s in steps)
-    return len(graphs) == 1 and calls == 1 + harmless and all(s.opname in _READS for s in steps)
 
 
 class CannotReduceGuards(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -191,6 +191,8 @@ def _compile_aten_graph(
     ledger = Ledger()
     # A step of training changes every weight: what is made of them is made in the kernel, each time.
     static = _torch_compat.find_static_inputs(gm) if role == "inference" else frozenset[int]()
+    returned = _torch_compat.find_returned_inputs() if role == "inference" else {}
+    _drop_results(gm, returned)
     # Constants and a kernel's own tensors are real. What lies between the timed steps counts as our time too.
     with _torch_compat.outside_fake_mode(), ledger.timed("pipeline"):
         compiled = pipeline.compile_graph(
@@ -198,21 +200,35 @@ def _compile_aten_graph(
         )
     launches = getattr(compiled, "launches", 0)
     if record.watch is not None and role == "inference":
-        compilation, written = _torch_compat.compile_id(), _torch_compat.find_written_inputs()
-        compiled = record.watch.over(compiled, compilation=compilation, written=written, launches=launches)
+        compiled = record.watch.over(
+            compiled,
+            compilation=_torch_compat.compile_id(),
+            written=_torch_compat.find_written_inputs(),
+            returned=returned,
+            launches=launches,
+        )
     elif record.watch is not None and role == "forward":
         _note_forward(training, compiled, launches)
         compiled = record.watch.over_forward(training)
     elif role == "backward":
-        _note_backward(training, compiled, example_inputs)
+        _note_backward(training, compiled, example_inputs, launches)
     # On the object: AOTAutograd wraps a backward by functools.wraps, which copies no attribute of a class.
     compiled._boxed_call = True  # type: ignore[attr-defined]
     record.graphs.append(CompiledGraph(role, _torch_compat.current_frame(), launches, ledger))
     return compiled
 
 
+def _drop_results(gm: fx.GraphModule, positions: Collection[int]) -> None:
+    """Have the graph return nothing there; an update of an input that it returned would stay an operator."""
+    if positions:
+        output = gm.graph.output_node()
+        results = enumerate(output.args[0])  # type: ignore[arg-type]
+        output.args = (tuple(None if i in positions else result for i, result in results),)
+        gm.recompile()
+
+
 def _note_forward(training: TrainingGraphs, compiled: Callable[[list[Any]], Any], launches: int) -> None:
-    training.forward, training.launches = compiled, launches
+    training.forward, training.launches = compiled, training.launches + launches
     training.compilation, training.layout = _torch_compat.compile_id(), _torch_compat.find_step_layout()
     if training.layout is not None:
         training.written = training.layout.updated
@@ -221,8 +237,12 @@ def _note_forward(training: TrainingGraphs, compiled: Callable[[list[Any]], Any]
 
 
 def _note_backward(
-    training: TrainingGraphs, compiled: Callable[[list[Any]], Any], example_inputs: Sequence[Any]
+    training: TrainingGraphs,
+    compiled: Callable[[list[Any]], Any],
+    example_inputs: Sequence[Any],
+    launches: int,
 ) -> None:
+    training.launches += launches
     if training.layout is not None:
         gradients = example_inputs[len(example_inputs) - len(training.layout.tangents) :]
         training.backward, training.gradients = compiled, tuple(map(TensorSpec.of, gradients))

@@ -94,10 +94,10 @@ class Situation:
             raise NotThin("autocast is on")
         given: list[Tensor] = []
         arguments = _described(call, lambda tensor: _place_of_argument(tensor, given))
-        if not torch.is_grad_enabled() and not any(graph.launches for graph in graphs):
+        if not any(graph.launches for graph in graphs):
             return cls(arguments, tuple(given), model, version)
         if len(graphs) != 1:
-            raise NotThin(f"a call runs {len(graphs)} compiled inference graphs")
+            raise NotThin(f"a call runs {len(graphs)} compiled graphs")
         (graph,) = graphs
         if graph.written is None:
             raise NotThin("it changes inputs in ways that need care afterwards, or returns views of tensors")
@@ -130,7 +130,7 @@ def hooks_in(roots: Sequence[nn.Module]) -> tuple[dict[Any, Any], ...]:
 
 def _result_of(graph: GraphCall, result: Any) -> Result:
     containers: list[Any] = []
-    places = {id(tensor): i for i, tensor in enumerate(graph.outputs)}
+    places = {id(tensor): i for i, tensor in enumerate(graph.outputs) if i not in graph.returned}
     description = _described(result, lambda tensor: _place_of_result(tensor, places), containers)
     return Result(description, tuple(containers))
 
@@ -180,7 +180,8 @@ def _check_inputs(graph: GraphCall, given: Sequence[Tensor], model: Model) -> No
     if any(id(tensor) in model.tensors for tensor in given):
         raise NotThin("it is given a tensor of its own")
     memory = {t.untyped_storage().data_ptr() for t in graph.inputs} - {0}
-    if any(isinstance(t, Tensor) and t.untyped_storage().data_ptr() in memory for t in graph.outputs):
+    made = (t for i, t in enumerate(graph.outputs) if isinstance(t, Tensor) and i not in graph.returned)
+    if any(t.untyped_storage().data_ptr() in memory for t in made):
         raise NotThin("a result shares memory with an input")
     storages = [t.untyped_storage()._cdata for t in graph.inputs]
     if any(storages.count(storages[position]) > 1 for position in graph.written or ()):

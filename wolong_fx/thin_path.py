@@ -15,6 +15,7 @@ from types import FunctionType
 from typing import Any
 
 from wolong_fx import _torch_compat
+from wolong_fx.capture.stores import Store, find_stores
 from wolong_fx.capture.watch import BoxedCallable, GraphCall, TrainingGraphs, Watch
 from wolong_fx.ledger import Ledger
 from wolong_fx.places import modules_of, places_of
@@ -129,9 +130,10 @@ class ThinPath:
     def _guard(self, seen: Situation, graph: GraphCall) -> tuple[Guard, dict[str, Any], set[int]]:
         """What checks the guards that the situation does not imply; its scope; the model's tensors it met."""
         code = _torch_compat.find_dynamo_code(self._function, graph.compilation)
-        if code is None or not _torch_compat.is_one_graph(code.code):
-            raise NotThin("Dynamo's code does more than to call one graph")
+        stores = None if code is None else find_stores(code.code)
         scope = {"args": (), "kwargs": {}, "function": self._inner}
+        if code is None or stores is None or not all(_is_idle(store, scope, seen) for store in stores):
+            raise NotThin("Dynamo's code does more than to call one graph")
         settled = seen.model.settled() | {id(self._inner)}
         names = {"L": scope, "G": self._function.__globals__}
         roots = {"L['function']", *(place.source for place in seen.model.places)}
@@ -180,6 +182,21 @@ class ThinPath:
         if because not in self._said:
             self._said.add(because)
             self._ledger.note(STEP, self._name, action, because)
+
+
+def _is_idle(store: Store, scope: dict[str, Any], seen: Situation) -> bool:
+    """Whether a store of Dynamo's code always leaves a dictionary of the model as it is.
+
+    `self.count += 1` writes a tensor in place, which the graph does, and stores it where it stood.
+    """
+    if seen.graph is None or store.output not in seen.graph.returned:
+        return False
+    holder = eval(store.holder, {}, scope)
+    if any(holder is module for module in seen.model.modules):
+        holder = vars(holder)
+    elif not any(holder is known for known in seen.model.dicts):
+        return False
+    return holder.get(store.key) is seen.graph.inputs[seen.graph.returned[store.output]]
 
 
 def _training_call(graph: GraphCall, training: TrainingGraphs) -> BoxedCallable:

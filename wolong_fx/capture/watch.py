@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ class GraphCall:
     compilation: Dynamo's name of the compilation that the graph comes from
     written: positions of the inputs that it writes; AOTAutograd's wrapper, which otherwise does nothing,
         moves their version counters before the call. None: the wrapper does more.
+    returned: of its outputs, those in whose place the wrapper returns an input: positions of both
     launches: kernels a call
     training: the graphs behind it, where gradients flow through it: AOTAutograd's wrapper then writes
         those inputs after the graph ran
@@ -30,6 +31,7 @@ class GraphCall:
     launches: int
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
+    returned: Mapping[int, int] = field(default_factory=dict)
     training: TrainingGraphs | None = None
 
 
@@ -37,6 +39,7 @@ class GraphCall:
 class TrainingGraphs:
     """The forward and the backward that AOTAutograd made of one graph, filled in as they are compiled.
 
+    launches: kernels of both
     written: positions of the inputs that are written after the forward; None: its wrapper does more
     layout: how it calls them; None where it does more than our own call of them would
     gradients: metadata of the gradients that the backward takes, behind all that the forward kept
@@ -70,7 +73,13 @@ class Watch:
             self.calls = None
 
     def over(
-        self, run: BoxedCallable, *, compilation: str, written: tuple[int, ...] | None, launches: int
+        self,
+        run: BoxedCallable,
+        *,
+        compilation: str,
+        written: tuple[int, ...] | None,
+        returned: Mapping[int, int],
+        launches: int,
     ) -> BoxedCallable:
         """`run`, watched."""
 
@@ -80,7 +89,7 @@ class Watch:
                 return run(inputs)
             given = tuple(inputs)
             outputs = run(inputs)
-            calls.append(GraphCall(run, compilation, written, launches, given, tuple(outputs)))
+            calls.append(GraphCall(run, compilation, written, launches, given, tuple(outputs), returned))
             return outputs
 
         return watched
@@ -108,7 +117,7 @@ class Watch:
                 return run(*inputs)
             outputs = run(*inputs)
             name, written, launches = graphs.compilation, graphs.written, graphs.launches
-            calls.append(GraphCall(boxed, name, written, launches, inputs, tuple(outputs), graphs))
+            calls.append(GraphCall(boxed, name, written, launches, inputs, tuple(outputs), training=graphs))
             return outputs
 
         return watched
