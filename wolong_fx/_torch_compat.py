@@ -529,6 +529,11 @@ def are_transformed(tensors: Sequence[torch.Tensor]) -> bool:
     )
 
 
+def unsafe_view(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as one that autograd takes for no view of another. 2.11, 2.13."""
+    return torch.ops.aten._unsafe_view(tensor, tensor.shape)
+
+
 def release_saved_tensors(context: Any) -> None:
     """Let an autograd function forget what it saved, unless its graph is kept (retain_graph). 2.13."""
     getattr(context, "maybe_clear_saved_tensors", lambda: None)()

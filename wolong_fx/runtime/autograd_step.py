@@ -70,7 +70,7 @@ def _autograd_function(graphs: StepGraphs) -> type[Function]:
             ctx.save_for_backward(*[t.detach() if t._is_view() else t for t in outputs[layout.results :]])
             results = list(outputs[: layout.results])
             for position in layout.unsafe_views:
-                results[position] = torch.ops.aten._unsafe_view(results[position], results[position].shape)
+                results[position] = _torch_compat.unsafe_view(results[position])
             ctx.mark_non_differentiable(*[results[position] for position in layout.constants])
             ctx._materialize_non_diff_grads = False
             return tuple(results)
