@@ -86,7 +86,7 @@ def product_of_computed(rows: int, columns: int = 20) -> tuple[list[OpInst], lis
 
 
 def test_what_is_computed_is_packed_behind_its_last_writer(check_cpp, isa):
-    ops, io = product_of_computed(rows=12 * LEAST_USES)
+    ops, io = product_of_computed(rows=12 * LEAST_USES, columns=21)
     packed = pack_operands(ops, isa)
     assert [op.name for op in packed if isinstance(op, OpInst)] == ["z", "pack_z", "y"]
     assert packed[2].reads() != ops[1].reads()

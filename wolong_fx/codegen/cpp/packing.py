@@ -19,6 +19,8 @@ from typing import Literal
 
 from wolong_fx.codegen.cpp.analysis import find_factors
 from wolong_fx.codegen.cpp.machine import MACHINES
+from wolong_fx.codegen.cpp.panels import COLUMN, Operand, Panels, step_variables
+from wolong_fx.codegen.cpp.place_panels import find_places, place_in_panels
 from wolong_fx.codegen.cpp.tiles import Planner
 from wolong_fx.codegen.loops import Element, all_carry_buffers, map_ops, walk_ops
 from wolong_fx.ir.expr import Access, Cast, Expr, Load, Reduce, map_access, rebuild
@@ -31,28 +33,6 @@ LEAST_USES = 8
 
 GIVEN = (BufferKind.INPUT, BufferKind.CONSTANT)
 """Kinds of buffers that never change: all others may be copied once nothing writes them any more."""
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A matrix in a buffer: what it is at a step of column c.
-
-    index: coordinates in the variables of `_steps(steps)` and `column`
-    steps: extents of the variables that are summed over
-    """
-
-    buffer: Buffer
-    index: tuple[Index, ...]
-    steps: tuple[int, ...]
-    columns: int
-
-
-@dataclass(frozen=True)
-class Panels:
-    """Operands of one group of dots that are packed together, `lanes` columns of each a panel."""
-
-    operands: tuple[Operand, ...]
-    lanes: int
 
 
 @dataclass(frozen=True)
@@ -91,10 +71,13 @@ def pack_operands(
         for op, _ in walk_ops([element])
     }
     packed = _choose(uses, elements, static, room)
+    rewritten = map_ops(elements, lambda op: _rewritten(op, uses[id(op)], packed))
+    places = find_places(packed, rewritten)
+    rewritten = place_in_panels(rewritten, places)
     copies: dict[int, list[OpInst]] = defaultdict(list)
     for panels, buffer in packed.items():
-        copies[max(filled.get(o.buffer, -1) for o in panels.operands)] += _copies(panels, buffer)
-    rewritten = map_ops(elements, lambda op: _rewritten(op, uses[id(op)], packed))
+        if panels.operands[0].buffer not in places:
+            copies[max(filled.get(o.buffer, -1) for o in panels.operands)] += _copies(panels, buffer)
     return [*copies[-1], *(e for at, element in enumerate(rewritten) for e in (element, *copies[at]))]
 
 
@@ -208,17 +191,10 @@ def _operand(load: Load | None, reduce: Reduce, columns: Var) -> Operand | None:
         return None
     if not {v for i in load.access.affine for v in i.variables()} <= {*reduce.over, columns}:
         return None
-    values = dict(zip(reduce.over, _steps(extents), strict=True))
-    values[columns] = Var("column", columns.extent)
+    values = dict(zip(reduce.over, step_variables(extents), strict=True))
+    values[columns] = Var(COLUMN, columns.extent)
     index = tuple(i.substitute(values) for i in load.access.affine)
     return Operand(buffer, index, extents, columns.extent)
-
-
-def _steps(extents: Sequence[int]) -> list[Var]:
-    """Variables of the steps of a packed operand."""
-    if len(extents) == 1:
-        return [Var("step", extents[0])]
-    return [Var(f"step{i}", extent) for i, extent in enumerate(extents)]
 
 
 def _packed_buffer(panels: Panels, number: int) -> Buffer:
@@ -233,9 +209,9 @@ def _copies(panels: Panels, packed: Buffer) -> list[OpInst]:
     """The operators that fill a packed buffer; columns past the end are zeros."""
     copies = []
     for g, operand in enumerate(panels.operands):
-        p, steps, c = Var("panel", packed.shape[0]), _steps(operand.steps), Var("lane", panels.lanes)
+        p, steps, c = Var("panel", packed.shape[0]), step_variables(operand.steps), Var("lane", panels.lanes)
         column = Index.of(p) * panels.lanes + c
-        index = tuple(i.substitute({Var("column", operand.columns): column}) for i in operand.index)
+        index = tuple(i.substitute({Var(COLUMN, operand.columns): column}) for i in operand.index)
         is_ragged = operand.columns % panels.lanes != 0
         value = Load(Access(operand.buffer, index), 0 if is_ragged else None)
         place = Access(packed, (Index.of(p), *map(Index.of, steps), Index.of(g), Index.of(c)))
