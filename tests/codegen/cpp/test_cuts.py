@@ -16,9 +16,10 @@ from wolong_fx.codegen.cpp.machine import MACHINES
 from wolong_fx.codegen.cpp.tiles import Planner, block_order
 from wolong_fx.codegen.plan_memory import plan_memory
 from wolong_fx.codegen.reference import run_program
+from wolong_fx.ir.expr import Unary
 from wolong_fx.ir.happens_before import find_races, remove_redundant_barriers
 from wolong_fx.ir.index import Index, Var
-from wolong_fx.ir.program import Program, Store
+from wolong_fx.ir.program import Loop, Program, Stage, Store
 from wolong_fx.testing.kernels import with_chosen_tiles
 from wolong_fx.testing.programs import (
     ProgramBuilder,
@@ -67,13 +68,38 @@ def ranges(stage: list[Piece], threads: int) -> list[list[tuple[int, int]]]:
 
 
 def test_panels_that_can_be_dealt_out_equally_are_whatever_else_is_in_the_stage():
-    first, second = ranges([Piece(8, 1, 9000.0), Piece(8, 1, 6000.0), Piece(3, 1, 3000.0)], 2)
+    first, second = ranges([Piece(8, 1, 19000.0), Piece(8, 1, 6000.0), Piece(3, 1, 3000.0)], 2)
     assert first[:2] == [(0, 4), (0, 4)]
     assert second[:2] == [(4, 8), (4, 8)]
 
 
-def test_many_small_operators_go_to_one_thread_each():
+def test_operators_stay_whole_where_that_is_fair():
     assert ranges([Piece(4, 1, 1000.0)] * 6, 2) == [[(0, 4)] * 3] * 2
+    assert ranges([Piece(8, 1, 50000.0), Piece(8, 1, 52000.0)], 2) == [[(0, 8)], [(0, 8)]]
+    assert ranges([Piece(8, 1, 50000.0), Piece(8, 1, 70000.0)], 2) == [[(0, 4)] * 2, [(4, 8)] * 2]
+
+
+def test_two_recurrences_side_by_side_need_no_barrier_in_their_loop():
+    assert [stage.barrier for stage in thinned(two_recurrences()).stages()] == [True, False, True, False]
+
+
+def two_recurrences() -> Program:
+    """h = tanh(h @ w) of two states that never meet, in one loop, as the directions of an nn.LSTM are."""
+    p, width, steps = ProgramBuilder("two"), 128, 5
+    j, t = Var("j", width), Var("t", steps)
+    now, after = Index.of(t) % 2, (Index.of(t) + 1) % 2
+    start, step, end = [], [], []
+    for n in range(2):
+        x, w, k = p.input(f"x{n}", width), p.input(f"w{n}", width, width), Var(f"k{n}", width)
+        h, y = p.temporary(f"h{n}", 2, width), p.output(f"y{n}", width)
+        new = Unary("tanh", dot(k, load(h, now, k), load(w, k, j)))
+        start.append(operator(f"start{n}", (j,), Store(at(h, 0, j), load(x, j))))
+        step.append(operator(f"step{n}", (j,), Store(at(h, after, j), new)))
+        end.append(operator(f"end{n}", (j,), Store(at(y, j), load(h, steps % 2, j))))
+    p.stage(*start)
+    p.body += [Loop(t, (Stage(tuple(step)),)), Stage(())]  # as a schedule has it: the loop, then a barrier
+    p.stage(*end)
+    return planned(p.build())
 
 
 def test_a_stage_of_little_work_stays_on_one_thread():

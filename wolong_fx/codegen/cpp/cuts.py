@@ -22,6 +22,10 @@ SMALL_STAGE = 1500.0
 """Cycles of a stage that is left to one thread: handing cache lines around would cost more."""
 
 
+UNFAIR = 1 / 16
+"""Of its share of a stage, what a thread may have too much by estimate so that operators stay whole."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """An operator as a cut sees it.
@@ -49,16 +53,43 @@ def cut_stage(pieces: Sequence[Piece], threads: int) -> list[list[Part]]:
     """The parts of each thread: of an operator, static ranges that follow each other from thread to thread,
     so that a thread meets the same memory in every trip of a loop.
 
-    A large operator whose panels can be dealt out equally is cut by itself: no estimate of cycles is needed
-    to be fair, and a thread has the same columns of a weight wherever these are computed. What is left is
-    dealt out by estimated cycles, between panels where there are at least two a thread, else between blocks.
-    A block that is alone is the first thread's, always: no barrier is needed between two such stages.
+    Whole operators are dealt out where that is fair: what follows one of them then often stays on its thread.
+    Else a large operator whose panels can be dealt out equally is cut by itself, since no estimate of cycles
+    is needed to be fair then. What is left is dealt out by estimated cycles, between panels where there are
+    at least two a thread, else between blocks. A block that is alone is the first thread's, always: no
+    barrier is needed between two such stages.
     """
+    if sum(p.blocks for p in pieces) == 1 or sum(p.cycles for p in pieces) <= SMALL_STAGE:
+        return _of_whole_operators(pieces, [0] * len(pieces), threads)
+    owners = _fair_owners(pieces, threads)
+    return _of_whole_operators(pieces, owners, threads) if owners else _cut_operators(pieces, threads)
+
+
+def _of_whole_operators(pieces: Sequence[Piece], owners: Sequence[int], threads: int) -> list[list[Part]]:
     found: list[list[Part]] = [[] for _ in range(threads)]
-    is_whole = sum(p.blocks for p in pieces) == 1 or sum(p.cycles for p in pieces) <= SMALL_STAGE
-    is_even = [not is_whole and _is_even(piece, threads) for piece in pieces]
+    for op, (piece, owner) in enumerate(zip(pieces, owners, strict=True)):
+        if piece.blocks:
+            found[owner].append(Part(op, 0, piece.blocks))
+    return found
+
+
+def _fair_owners(pieces: Sequence[Piece], threads: int) -> list[int] | None:
+    """The thread of each operator, neighbours together; None where one would have more than a fair share."""
+    share, before = sum(piece.cycles for piece in pieces) / threads, 0.0
+    owners, loads = [], [0.0] * threads
+    for piece in pieces:
+        owner = min(threads - 1, int((before + piece.cycles / 2) / share))
+        owners.append(owner)
+        loads[owner] += piece.cycles
+        before += piece.cycles
+    return owners if max(loads) <= (1 + UNFAIR) * share else None
+
+
+def _cut_operators(pieces: Sequence[Piece], threads: int) -> list[list[Part]]:
+    found: list[list[Part]] = [[] for _ in range(threads)]
+    is_even = [_is_even(piece, threads) for piece in pieces]
     rest = sum(piece.cycles for piece, even in zip(pieces, is_even, strict=True) if not even)
-    share, before = (float("inf") if is_whole else rest / threads), 0.0
+    share, before = rest / threads, 0.0
     for op, (piece, even) in enumerate(zip(pieces, is_even, strict=True)):
         if even:
             bounds = [piece.blocks * (thread + 1) // threads for thread in range(threads)]
