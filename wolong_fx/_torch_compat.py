@@ -31,6 +31,11 @@ class GraphBreak:
         """As an fx.Node has it: the ledger finds the user's line in it."""
         return {"stack_trace": self.stack_trace}
 
+    @property
+    def innermost(self) -> tuple[str, ...]:
+        """The last frame of the trace: its place and its line."""
+        return tuple(self.stack_trace.splitlines()[-2:])
+
     def __str__(self) -> str:
         return "graph break"
 
@@ -485,6 +490,8 @@ def find_step_layout() -> StepLayout | None:
     if updated != changed or not all(_is_updated_data(metadata.input_info[i]) for i in updated):
         return None
     outputs = list(enumerate(metadata.output_info, len(updated)))
+    if not all(hasattr(output, "requires_grad_for_backward") for _, output in outputs):
+        return None  # torch 2.11 does not say which results the backward gets gradients of
     return StepLayout(
         updated=updated,
         results=metadata.num_forward,
