@@ -46,8 +46,8 @@ PARTIAL_SUMS = 4
 
 LONGEST_CHAIN, CHAIN = 256, 64
 """Terms that an accumulator takes in turn at most; of longer sums, about how many before it is added to a
-total. For gradients that sum 1,280 terms, 64 halve the rms error of one chain (2.05 times eager's to 1.09) and
-cost 0.04 ms of 5.2; 32 are no better.
+total. For gradients that sum 1,280 terms, 64 halve the rms error of one chain (2.05 times eager's to 1.09)
+and cost 0.04 ms of 5.2; 32 are no better.
 """
 
 
