@@ -53,7 +53,7 @@ def pass_table(options: Options) -> tuple[Pass, ...]:
         Canonicalise(),
         Decompose(why_eager),
         FoldConstants(),
-        SplitLoops(),
+        SplitLoops(codegen.is_worth_steps),
         UnrollLoops(why_eager),
         MergeMatmuls(),
         Simplify(),

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
 from wolong_fx.passes.canonicalise import Canonicalise
+from wolong_fx.passes.loops.find_staying import Cost
 from wolong_fx.passes.loops.scan import SCAN, scans_in
-from wolong_fx.passes.manager import PassManager
+from wolong_fx.passes.manager import PassManager, graph_to_text
 from wolong_fx.passes.remove_dead_code import RemoveDeadCode
 from wolong_fx.passes.split_loops import SplitLoops
 from wolong_fx.passes.values import same_strides
 from wolong_fx.pipeline import copy_graph
+from wolong_fx.testing.golden import assert_golden
 from wolong_fx.testing.graphs import aten, trace_graph
 from wolong_fx.testing.random_loops import random_loop
 
@@ -26,6 +28,13 @@ MATMULS = (aten.mm.default, aten.addmm.default, aten.bmm.default)
 
 
 PASSES = (SplitLoops(), RemoveDeadCode())
+
+
+def always_worth_steps(cost):
+    return True
+
+
+STAYING = (Canonicalise(), SplitLoops(always_worth_steps), RemoveDeadCode())
 
 
 def assert_split(graph_module, inputs, passes=PASSES):
@@ -62,14 +71,22 @@ def test_a_split_loop_computes_the_same(seed, trips):
     assert_split(*random_loop(random.Random(seed), trips=trips))
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 2**32), st.integers(1, 4))
+def test_a_loop_whose_products_stay_computes_the_same(seed, trips):
+    assert_split(*random_loop(random.Random(seed), trips=trips), STAYING)
+
+
 def test_the_random_loops_reach_every_reason():
-    """Without this the property above could hold because nothing happens."""
+    """Without this the properties above could hold because nothing happens."""
     reasons = " ".join(
         decision.because
         for seed in range(60)
-        for decision in assert_split(*random_loop(random.Random(seed)))[1].decisions
+        for passes in (PASSES, STAYING)
+        for decision in assert_split(*random_loop(random.Random(seed)), passes)[1].decisions
     )
-    for reason in ("no carry decides it", "no carry needs it", "computed once", "a sum over", "hands on"):
+    expected = ("no carry decides it", "no carry needs it", "computed once", "a sum over", "hands on")
+    for reason in (*expected, "its rows hide"):
         assert reason in reasons
 
 
@@ -219,6 +236,98 @@ def test_a_value_of_all_steps_larger_than_most_bytes_stays_in_the_loop():
     assert matmuls(after) == ([], [(ROWS, HIDDEN), (ROWS, HIDDEN)])
 
 
+def stay(model, *inputs):
+    return assert_split(trace_graph(model, *inputs), inputs, STAYING)[0]
+
+
+def gated(x, h, w, u):
+    """Gates that are parts of one product, two of them also multiplied by a part of the state's."""
+
+    def step(h, x, w, u):
+        (a, b, c), (d, e, f) = (x @ w).chunk(3, 1), (h @ u).chunk(3, 1)
+        new = torch.tanh(a + d) * h + torch.sigmoid(b + torch.tanh(c + e) * f)
+        return new, new.clone()
+
+    return SCAN(step, (h,), (x,), (w, u))
+
+
+RECURRENT = ((STEPS, ROWS, WIDTH), (ROWS, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, HIDDEN))
+
+
+def test_a_product_of_the_input_stays_beside_that_of_the_state_where_that_is_worth_it():
+    assert matmuls(stay(recurrent, *tensors(*RECURRENT))) == ([], [(ROWS, HIDDEN)] * 2)
+
+
+def test_whether_it_stays_is_asked_for_all_products_of_a_step_together():
+    asked = []
+    inputs = tensors(*RECURRENT)
+    passes = (Canonicalise(), SplitLoops(lambda cost: asked.append(cost) is not None))
+    after, _ = assert_split(trace_graph(recurrent, *inputs), inputs, passes)
+    inner = WIDTH + HIDDEN
+    assert asked == [Cost(ROWS * inner * HIDDEN, inner * HIDDEN * 8, STEPS * ROWS * HIDDEN * 8)]
+    assert matmuls(after)[0] == [(STEPS * ROWS, HIDDEN)]
+
+
+def test_parts_of_products_that_meet_keep_the_product_in_the_loop():
+    inputs = tensors((STEPS, ROWS, WIDTH), (ROWS, HIDDEN), (WIDTH, 3 * HIDDEN), (HIDDEN, 3 * HIDDEN))
+    assert matmuls(stay(gated, *inputs)) == ([], [(ROWS, 3 * HIDDEN)] * 2)
+
+
+def test_a_product_stays_in_a_loop_that_walks_backwards():
+    inputs = tensors(*RECURRENT)
+    after = stay(lambda x, *rest: recurrent(x.flip(0), *rest), *inputs)
+    assert matmuls(after) == ([], [(ROWS, HIDDEN)] * 2)
+
+
+def test_a_product_stays_in_the_inner_of_two_loops():
+    def model(xs, h, w, u):
+        def outer(h, x, w, u):
+            last, _ = recurrent(x, h, w, u)
+            return last.clone(), last.clone()
+
+        return SCAN(outer, (h,), (xs,), (w, u))
+
+    (_, *shapes) = RECURRENT
+    after = stay(model, *tensors((2, *RECURRENT[0]), *shapes))
+    (outer,) = scans_in(after)
+    assert matmuls(after) == ([], []) and matmuls(outer.body)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("why", "new"),
+    [
+        ("no product of the state is added", lambda x, h, w, u: torch.tanh(x @ w + h)),
+        ("rows are summed before they meet", lambda x, h, w, u: torch.softmax(x @ w, 1) + h @ u),
+        ("its operand is computed in the step", lambda x, h, w, u: torch.tanh(x) @ w + h @ u),
+        ("another product reads it", lambda x, h, w, u: (x @ w) @ u + h @ u),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)
+def test_a_product_leaves_where(why, new):
+    def model(x, h, w, u):
+        return SCAN(lambda h, x, w, u: [new(x, h, w, u)] * 2, (h,), (x,), (w, u))
+
+    assert (STEPS * ROWS, HIDDEN) in matmuls(stay(model, *tensors(*RECURRENT)))[0], why
+
+
+def test_a_product_that_is_a_result_leaves():
+    def model(x, h, w, u):
+        def step(h, x, w, u):
+            product = x @ w
+            return torch.tanh(product + h @ u), product
+
+        return SCAN(step, (h,), (x,), (w, u))
+
+    assert matmuls(stay(model, *tensors(*RECURRENT))) == ([(STEPS * ROWS, HIDDEN)], [(ROWS, HIDDEN)])
+
+
+def test_halves_leave_for_where_a_library_may_multiply_them():
+    inputs = [x.bfloat16() for x in tensors(*RECURRENT)]
+    ledger, graph_module = Ledger(), trace_graph(recurrent, *inputs)
+    after = PassManager(STAYING, Options(), ledger)(graph_module).graph_module
+    assert matmuls(after) == ([(STEPS * ROWS, HIDDEN)], [(ROWS, HIDDEN)])
+
+
 def test_two_loops_of_one_body_are_split_apart():
     graph_module, inputs = random_loop(random.Random(3))
     scan = next(scans_in(graph_module))
@@ -231,3 +340,17 @@ def test_two_loops_of_one_body_are_split_apart():
     output.args = ((*output.args[0], again),)  # type: ignore[misc]
     graph_module.recompile()
     assert_split(graph_module, inputs)
+
+
+def test_a_loop_whose_product_stays_is_what_its_golden_file_shows(request):
+    inputs = tensors(*RECURRENT)
+    graph_module = PassManager([Canonicalise()], Options(), Ledger())(
+        trace_graph(recurrent, *inputs)
+    ).graph_module
+    texts = [f"before:\n{graph_to_text(graph_module)}"]
+    for rows, passes in (("few", PASSES), ("many", STAYING)):
+        after, ledger = assert_split(graph_module, inputs, passes)
+        decisions = "\n".join(map(str, ledger.decisions))
+        texts.append(f"after, {rows} rows:\n{graph_to_text(after)}\nledger:\n{decisions}")
+    golden = request.path.parent / "golden" / "loops" / "staying_product.txt"
+    assert_golden("\n".join(texts) + "\n", golden, request.config.getoption("--accept"))

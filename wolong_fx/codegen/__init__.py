@@ -8,12 +8,14 @@ The way through: `lower/` makes operator instances of FX nodes; the steps listed
 from wolong_fx.codegen.compile import STEP_DOCS, STEPS, build_programs, compile_partition
 from wolong_fx.codegen.library_matmuls import why_left_to_library
 from wolong_fx.codegen.lower import why_unsupported
+from wolong_fx.codegen.products_in_loops import is_worth_steps
 
 __all__ = [
     "STEPS",
     "STEP_DOCS",
     "build_programs",
     "compile_partition",
+    "is_worth_steps",
     "why_left_to_library",
     "why_unsupported",
 ]

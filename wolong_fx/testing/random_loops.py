@@ -110,6 +110,13 @@ def _mm(b: _Body) -> None:
         b.call(aten.mm.default if len(operands) == 2 else target, *operands)
 
 
+def _sum_of_products(b: _Body) -> None:
+    """As most recurrent cells begin: often one product is of a slice, the other one of a carry."""
+    terms = [(b.shaped(WIDE), b.shaped(SQUARE)) for _ in range(2)]
+    if all(left is not None and right is not None for left, right in terms):
+        b.call(aten.add.Tensor, *(b.call(aten.mm.default, left, right) for left, right in terms))
+
+
 def _bmm(b: _Body) -> None:
     left, right = b.shaped(WIDE), b.shaped(SQUARE)
     if left is not None and right is not None:
@@ -186,6 +193,6 @@ def _rare(b: _Body) -> None:
 
 
 MAKERS: tuple[Callable[[_Body], object], ...] = (
-    *(_mm, _mm, _bmm, _binary, _binary, _outer_sum, _rare),
+    *(_mm, _mm, _sum_of_products, _bmm, _binary, _binary, _outer_sum, _rare),
     *(_unary, _reduce, _move, _spread),
 )

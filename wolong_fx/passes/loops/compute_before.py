@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch.fx import Node
 
 from wolong_fx.passes.edit import Editor
 from wolong_fx.passes.loops.edit_scan import add_invariant, add_slice, drop_unused, remove_dead_code
+from wolong_fx.passes.loops.find_staying import IsWorthSteps, find_staying
 from wolong_fx.passes.loops.scan import Scan
 from wolong_fx.passes.loops.stacked_ops import HEAVY, VIEWS, Lifted, lift
 from wolong_fx.passes.values import byte_size, is_pointwise_operator
 
 
-def compute_before(scan: Scan, editor: Editor, most_bytes: int) -> None:
+def compute_before(scan: Scan, editor: Editor, most_bytes: int, is_worth_steps: IsWorthSteps) -> None:
     """Have the loop read what its slices and invariants decide, where that saves work.
 
     most_bytes: the size that a value of all steps may have
     """
     before = scan.node.prev
     lifted = _lift_all(scan, editor)
-    chosen = [*_computed_once(scan, lifted), *_computed_at_once(scan, lifted, most_bytes)]
+    staying = find_staying(scan, lifted, is_worth_steps)
+    chosen = [*_computed_once(scan, lifted), *_computed_at_once(scan, lifted, most_bytes, staying)]
+    for node in staying:
+        size = scan.trip_count * byte_size(node)
+        editor.tell(
+            node, "kept", f"its rows hide the reading of its weights, and {size} bytes are not written"
+        )
     inner = {node: _read(scan, lifted[node]) for node in chosen}
     for node, placeholder in inner.items():
         node.replace_all_uses_with(placeholder)
@@ -59,12 +66,14 @@ def _is_worth_keeping(node: Node) -> bool:
     return node.target in HEAVY or byte_size(node) <= 4 * max(map(byte_size, node.all_input_nodes))
 
 
-def _computed_at_once(scan: Scan, lifted: dict[Node, Lifted], most_bytes: int) -> list[Node]:
+def _computed_at_once(
+    scan: Scan, lifted: dict[Node, Lifted], most_bytes: int, staying: Collection[Node]
+) -> list[Node]:
     """MatMuls and reductions that see slices alone, and pointwise operators on their results."""
     leaving: dict[Node, None] = {}
     carried = scan.new_carries  # read as a slice, the last one would have other strides than before
     for node in _calls(scan):
-        if node not in lifted or not lifted[node].is_stacked or node in carried:
+        if node not in lifted or not lifted[node].is_stacked or node in carried or node in staying:
             continue
         is_small = scan.trip_count * byte_size(node) <= most_bytes
         if is_small and (node.target in HEAVY or _goes_along(node, leaving)):
