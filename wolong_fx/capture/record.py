@@ -44,8 +44,11 @@ class Record:
     watch: Watch | None = None
 
     def note_graph_breaks(self, breaks: Iterable[GraphBreak]) -> None:
-        """Enter graph breaks into the ledger of the capture, each with the user's line."""
-        for found in breaks:
+        """Enter graph breaks into the ledger of the capture, each with the user's line.
+
+        Dynamo reports one again for each frame around it, in which it then breaks off too.
+        """
+        for found in {(found.reason, found.innermost): found for found in breaks}.values():
             because = PACKED if is_break_of_packed_sequence(found) else found.reason
             self.capture.note(GRAPH_BREAK, found, "fell-back", because)
 
