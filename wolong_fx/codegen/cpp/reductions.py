@@ -53,11 +53,15 @@ and cost 0.04 ms of 5.2; 32 are no better.
 
 @dataclass(frozen=True)
 class Accumulator:
-    """A variable (of a position: two) that a reduction is gathered in."""
+    """A variable (of a position: two) that a reduction is gathered in.
+
+    place: type of positions; where vectors run along the innermost variable, those of the first lane
+    """
 
     reduce: Reduce
     name: str
     is_vector: bool
+    place: DType = DType.I64
 
     @property
     def dtype(self) -> DType:
@@ -184,7 +188,7 @@ class ReductionText:
         """
         split = min(split, extents[-1]) if extents and 0 not in extents and not _is_position(group) else 1
         accumulators = {
-            (id(r), cell, s): self._new(r, ctx, scopes, self._is_vector(r, ctx))
+            (id(r), cell, s): self._new(r, scopes, self._is_vector(r, ctx))
             for s in range(split)
             for r in group
             for cell, ctx in contexts.items()
@@ -211,7 +215,7 @@ class ReductionText:
         """Sums of sums: a rounding error grows with the terms that follow it in its own chain alone."""
         scopes = next(iter(contexts.values())).scopes
         totals = {
-            (id(r), cell): self._new(r, ctx, scopes, self._is_vector(r, ctx))
+            (id(r), cell): self._new(r, scopes, self._is_vector(r, ctx))
             for r in group
             for cell, ctx in contexts.items()
         }
@@ -268,13 +272,13 @@ class ReductionText:
         self._variables += 1
         return Var(f"k{self._variables - 1}", extent)
 
-    def _new(self, reduce: Reduce, ctx: Context, scopes: Scopes, is_vector: bool) -> Accumulator:
-        accumulator = Accumulator(reduce, scopes.new_name("a"), is_vector)
+    def _new(self, reduce: Reduce, scopes: Scopes, is_vector: bool, place: DType = DType.I64) -> Accumulator:
+        accumulator = Accumulator(reduce, scopes.new_name("a"), is_vector, place)
         start = const_text(_identity(reduce), accumulator.dtype)
         kind = c_type(accumulator.dtype, is_vector)
         scopes.add(f"{kind} {accumulator.name} = {f'broadcast({start})' if is_vector else start};")
         if accumulator.is_position:
-            scopes.add(f"{c_type(DType.I64, is_vector)} {accumulator.name}_at{{}};")
+            scopes.add(f"{c_type(accumulator.place, is_vector)} {accumulator.name}_at{{}};")
         return accumulator
 
     def _accumulate(
@@ -320,11 +324,11 @@ class ReductionText:
         self.use("positions")
         extents = tuple(v.extent for v in reduce.over)
         at = linear([ctx.env[v] for v in reduce.over], contiguous_strides(extents))
-        position = index_text(at)
-        if accumulator.is_vector and ctx.lane not in at.variables():
-            position = f"broadcast((i64)({position}))"
-        compare = "larger" if reduce.op == "argmax" else "smaller"
-        return f"take_{compare}({accumulator.name}, {accumulator.name}_at, {text}, {position});"
+        first = at.substitute({ctx.lane: 0}) if ctx.lane is not None else at
+        position = index_text(first)
+        if accumulator.is_vector:
+            position = f"broadcast(({C_TYPES[accumulator.place]})({position}))"
+        return f"take_{_comparison(reduce)}({accumulator.name}, {accumulator.name}_at, {text}, {position});"
 
     def _joined(self, parts: list[Accumulator], ctx: Context, scopes: Scopes) -> Value:
         """The result of partial accumulators, combined pairwise."""
@@ -350,9 +354,9 @@ class ReductionText:
         """One result for all lanes: several vectors of partial results, folded at the end."""
         scopes = next(iter(contexts.values())).scopes
         lanes, extents = self.plan.lanes, [v.extent for v in group[0].over]
-        count = 1 if _is_position(group) else max(1, min(PARTIAL_SUMS, extents[-1] // lanes))
+        count = max(1, min(PARTIAL_SUMS, extents[-1] // lanes))
         accumulators = {
-            (id(r), cell, s): self._new(r, ctx, scopes, True)
+            (id(r), cell, s): self._new(r, scopes, True, _place(r))
             for s in range(count)
             for r in group
             for cell, ctx in contexts.items()
@@ -414,6 +418,9 @@ class ReductionText:
         """The lanes of partial accumulators, combined to one value for all lanes."""
         reduce = parts[0].reduce
         if parts[0].is_position:
+            for part in parts[1:]:
+                pair = f"{parts[0].name}, {parts[0].name}_at, {part.name}, {part.name}_at"
+                scopes.add(f"merge_{_comparison(reduce)}({pair});")
             folded, needs = self._fold_position(parts[0]), self._needs([reduce], ctx)
         else:
             joined = self._joined(parts, ctx, scopes)
@@ -469,7 +476,7 @@ class ReductionText:
         points = {
             (cell, c): self._at_column(ctx, c, scopes) for c in columns for cell, ctx in contexts.items()
         }
-        accumulators = {point: self._new(reduce, ctx, scopes, True) for point, ctx in points.items()}
+        accumulators = {point: self._new(reduce, scopes, True, _place(reduce)) for point in points}
 
         def step(inner: Scopes, at: list[Index], s: int, keep: Active | None) -> None:
             for point, ctx in points.items():
@@ -567,6 +574,15 @@ def _is_float_sum(reduce: Reduce) -> bool:
 
 def _is_position(group: Sequence[Reduce]) -> bool:
     return group[0].op in ("argmax", "argmin")
+
+
+def _comparison(reduce: Reduce) -> str:
+    return "larger" if reduce.op == "argmax" else "smaller"
+
+
+def _place(reduce: Reduce) -> DType:
+    """The narrowest type of a position, so that as many fit in a vector as there are values."""
+    return DType.I32 if prod(v.extent for v in reduce.over) < 1 << 31 else DType.I64
 
 
 def _identity(reduce: Reduce) -> float | int | bool:

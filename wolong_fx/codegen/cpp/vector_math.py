@@ -399,19 +399,25 @@ _POSITIONS = """\
   INLINE void take_##NAME(T& best, i64& at, T x, i64 here) { \\
     if ((x OP best) | ((x != x) & (best == best))) best = x, at = here; \\
   } \\
-  INLINE void take_##NAME(T##v& best, i64v& at, T##v x, i64v here) { \\
+  template <class P> INLINE void take_##NAME(T##v& best, P& at, T##v x, P here) { \\
     const maskv m = mask((x OP best) | ((x != x) & (best == best))); \\
     best = select(m, x, best), at = select(m, here, at); \\
+  } \\
+  template <class P> INLINE void merge_##NAME(T##v& best, P& at, T##v x, P here) { \\
+    const maskv more = mask((x OP best) | ((x != x) & (best == best))); \\
+    const maskv m = more | (mask((x == best) | ((x != x) & (best != best))) & mask(here < at)); \\
+    best = select(m, x, best), at = select(m, here, at); \\
   }
+// Of lanes that began at neighbours: `at` is where the first lane stood, lane l was l places after it.
 #define FOLD(NAME, OP, T) \\
-  INLINE i64 NAME##_lanes(T##v best, i64v at) { \\
+  template <class P> INLINE i64 NAME##_lanes(T##v best, P at) { \\
     int b = 0; \\
     for (int l = 1; l < W; l++) { \\
       const T x = best[l], y = best[b]; \\
       const bool same = x == y || (x != x && y != y); \\
-      if (x OP y || (x != x && y == y) || (same && at[l] < at[b])) b = l; \\
+      if (x OP y || (x != x && y == y) || (same && at[l] + l < at[b] + b)) b = l; \\
     } \\
-    return at[b]; \\
+    return at[b] + b; \\
   }
 POSITIONS(f32) POSITIONS(f64) POSITIONS(i64) POSITIONS(i32) POSITIONS(i16) POSITIONS(i8) POSITIONS(u8)
 """
