@@ -75,6 +75,11 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
         {"seconds": 120.0, "command": "g++ k.cpp", "source": "kept/k.cpp"},
         "the C++ compiler was stopped after 120 s: g++ k.cpp\nIts source is kept: 'kept/k.cpp'.",
     ),
+    "TritonFailed": (
+        {"architecture": "sm_90", "because": "no", "source": "kept/k.py"},
+        "Triton made no kernel for sm_90: no. The source is in 'kept/k.py'; report it with the version of "
+        "Triton.",
+    ),
     "IsaNotHere": (
         {"isa": "avx512", "missing": ["avx512f"], "best": "avx2"},
         "this processor has no 'avx512': it lacks ['avx512f']; use isa='avx2' or isa='auto'.",

@@ -129,6 +129,15 @@ class CompilerTookTooLong(WolongError):
     template = "the C++ compiler was stopped after {seconds:g} s: {command}\nIts source is kept: {source!r}."
 
 
+class TritonFailed(WolongError):
+    """Triton, or the assembler behind it, gave no binary of a source that we made."""
+
+    template = (
+        "Triton made no kernel for {architecture}: {because}. The source is in {source!r}; report it with the "
+        "version of Triton."
+    )
+
+
 class IsaNotHere(WolongError):
     """An instruction set was asked for by name that this processor lacks."""
 

@@ -24,7 +24,7 @@ from wolong_fx.testing.programs import (
     recurrence,
 )
 
-BARRIER = "from wolong_fx.codegen.triton.barrier import grid_barrier\n"
+BARRIER = "from wolong_fx.codegen.triton.barrier import grid_barrier as grid_barrier\n"
 BLOCKS = 4
 SEEDS = 4
 UNORDERED = ("no barrier between", "nobody wrote", "may still read")

@@ -99,12 +99,12 @@ def build_library(source: str, flags: Sequence[str], directory: Path, *, limit: 
     return library
 
 
-def keep_source(source: str) -> str:
+def keep_source(source: str, suffix: str = ".cpp") -> str:
     """Write a source that would not compile where a person can read it; the path, or why there is none.
 
     Named by its content, so that failing again and again leaves one file.
     """
-    path = Path(tempfile.gettempdir()) / f"wolong_fx-{sha256(source.encode()).hexdigest()[:12]}.cpp"
+    path = Path(tempfile.gettempdir()) / f"wolong_fx-{sha256(source.encode()).hexdigest()[:12]}{suffix}"
     try:
         with suppress(FileExistsError), open(path, "x") as kept:
             kept.write(source)

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from wolong_fx.codegen.triton.barrier import grid_barrier
+from wolong_fx.codegen.triton.barrier import {barrier} as grid_barrier
 from wolong_fx.codegen.triton.library import *
 
 '''
@@ -70,12 +70,17 @@ class TritonSource:
     blocks: int
 
 
-def emit_program(program: Program, precision: str = "ieee") -> TritonSource:
+BARRIERS = ("grid_barrier", "grid_barrier_by_one_thread")
+"""Forms of the barrier: what every backend of Triton has, and what NVIDIA's GPUs do faster."""
+
+
+def emit_program(program: Program, precision: str = "ieee", barrier: str = "grid_barrier") -> TritonSource:
     """Triton for a program whose operators have tiles and whose arena is planned.
 
     precision: of float32 matrix products, "ieee" or "tf32"
+    barrier: one of BARRIERS
     """
-    return _ProgramText(program, precision).write()
+    return _ProgramText(program, precision, barrier).write()
 
 
 @dataclass
@@ -87,8 +92,8 @@ class _Emitted:
 
 
 class _ProgramText:
-    def __init__(self, program: Program, precision: str) -> None:
-        self.program, self.precision = program, precision
+    def __init__(self, program: Program, precision: str, barrier: str) -> None:
+        self.program, self.precision, self.barrier = program, precision, barrier
         self.emitted: dict[Key, _Emitted] = {}
         self.arguments: dict[str, Argument] = {}
         self.checks: list[str] = []
@@ -111,8 +116,11 @@ class _ProgramText:
             "    pid = tl.program_id(0)",
             *self.body,
         ]
-        text = "\n\n".join([HEADER.format(name=self.program.name).rstrip(), *functions, "\n".join(kernel)])
+        text = "\n\n".join([self._header(), *functions, "\n".join(kernel)])
         return TritonSource(text + "\n", arguments, tuple(self.checks), self.constants, self.blocks)
+
+    def _header(self) -> str:
+        return HEADER.format(name=self.program.name, barrier=self.barrier).rstrip()
 
     def _items(self, items: Sequence[Item], loops: dict[Var, int], pad: str) -> None:
         for item in items:

@@ -1,0 +1,95 @@
+"""Golden kernels compiled for GPUs that are not here: they need few registers, spill nothing, and keep the
+order of the barrier's instructions.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from wolong_fx.codegen.triton import BARRIERS, choose_tile, emit_program
+from wolong_fx.codegen.triton.image import image_of
+from wolong_fx.errors import TritonFailed
+from wolong_fx.ir.program import OpInst
+from wolong_fx.runtime.gpu import ARCHITECTURES, TritonBinary, TritonImage, build_triton
+from wolong_fx.testing.kernels import map_ops
+from wolong_fx.testing.programs import TYPICAL
+
+BUDGET = Path(__file__).parent / "budget.json"
+"""Registers of a thread and shared bytes of a block that each kernel may need; only ever made smaller."""
+
+QUICK = [("recurrence", "sm_90"), ("mlp", "sm_80"), ("softmax", "sm_100")]
+ALL = [(name, arch) for name in TYPICAL for arch in ARCHITECTURES]
+
+
+def image(name: str, architecture: str, barrier: str = "grid_barrier") -> TritonImage:
+    def retiled(op: OpInst) -> OpInst:
+        return replace(op, tile=choose_tile(op))
+
+    source = emit_program(map_ops(TYPICAL[name](), retiled), barrier=barrier)
+    return image_of(source, ARCHITECTURES[architecture])
+
+
+@cache
+def built(name: str, architecture: str) -> TritonBinary:
+    return build_triton(image(name, architecture))
+
+
+def check_budget(name: str, architecture: str) -> None:
+    binary, budget = built(name, architecture), json.loads(BUDGET.read_text())[f"{name} {architecture}"]
+    assert binary.code and binary.spill_bytes == 0
+    assert binary.registers <= budget["registers"]
+    assert binary.shared_bytes <= budget["shared_bytes"]
+    assert binary.resident_blocks >= image(name, architecture).blocks
+
+
+@pytest.mark.parametrize(("name", "architecture"), QUICK)
+def test_a_kernel_stays_within_its_budget(name, architecture):
+    check_budget(name, architecture)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "architecture"), [pair for pair in ALL if pair not in QUICK])
+def test_every_kernel_stays_within_its_budget(name, architecture):
+    check_budget(name, architecture)
+
+
+@pytest.mark.parametrize("barrier", BARRIERS)
+def test_the_barrier_arrives_after_the_block_has_met_and_polls_before_it_meets_again(barrier):
+    lines = build_triton(image("recurrence", "sm_90", barrier)).assembly.splitlines()
+    kinds = {"bar.sync": "meet", "acq_rel": "arrive", ".acquire.": "poll"}
+    order = [kind for line in lines for word, kind in kinds.items() if word in line]
+    arrivals = [i for i, kind in enumerate(order) if kind == "arrive"]
+    assert len(arrivals) == 2  # behind the first stage, and in the loop
+    for i in arrivals:
+        assert order[i - 1] == "meet"
+        polls = [kind for kind in order[i:] if kind != "meet"][:2]
+        assert polls == ["arrive", "poll"]
+        assert "meet" in order[order.index("poll", i) :]
+
+
+def test_what_triton_rejects_is_reported_with_its_source():
+    wrong = replace(image("mlp", "sm_90"), text="def wolong(: no")
+    with pytest.raises(TritonFailed, match="SyntaxError") as failed:
+        build_triton(wrong)
+    path = Path(str(failed.value.facts["source"]))
+    assert path.read_text() == wrong.text
+    path.unlink()
+
+
+def test_a_compiler_that_hangs_is_stopped():
+    wrong = replace(image("mlp", "sm_90"), text="import time\ntime.sleep(60)")
+    with pytest.raises(TritonFailed, match="stopped after 3 s") as failed:
+        build_triton(wrong, limit=3)
+    Path(str(failed.value.facts["source"])).unlink()
+
+
+def test_a_compiler_that_crashes_takes_no_one_along():
+    wrong = replace(image("mlp", "sm_90"), text="import os\nos.abort()")
+    with pytest.raises(TritonFailed, match="SIGABRT") as failed:
+        build_triton(wrong)
+    Path(str(failed.value.facts["source"])).unlink()
