@@ -14,6 +14,7 @@ from wolong_fx import _torch_compat, pipeline
 from wolong_fx.capture.collector import collector_paused
 from wolong_fx.capture.decompositions import decomposition_table
 from wolong_fx.capture.expand_rnn import expand_rnn_calls, has_expansions, why_rnn_stays_whole
+from wolong_fx.capture.inline_regions import inline_regions
 from wolong_fx.capture.record import AOT_AND_COMPILE, CompiledGraph, Record
 from wolong_fx.capture.refused_dtypes import find_refused_dtypes
 from wolong_fx.capture.rnn import steps_rolled
@@ -65,6 +66,7 @@ def compile_dynamo_graph(
     """A callable with the inputs and outputs of `gm`, which runs eagerly where we cannot do better."""
     if not is_enabled():
         return gm.forward
+    inline_regions(gm)
     _torch_compat.guard_every_tensor()
     pipeline.check_options(options)
     if because := why_rnn_stays_whole(gm):
