@@ -478,12 +478,19 @@ class StepLayout:
     tangents: tuple[int, ...]
 
 
+def can_differentiate_scan() -> bool:
+    """Whether torch's gradients of a scan are right: those of 2.11 are wrong (seen), 2.13's are tested."""
+    return torch.__version__ >= "2.13"
+
+
 def find_step_layout() -> StepLayout | None:
     """Of the forward that AOTAutograd compiles now; None where its wrapper does more than that. 2.13."""
     from torch._guards import TracingContext
 
     metadata = getattr(TracingContext.try_get(), "fw_metadata", None)
     if metadata is None or any(getattr(metadata, name, True) for name in _UNUSUAL_IN_TRAINING):
+        return None
+    if any(getattr(metadata, name, 0) for name in _YOUNGER_THAN_2_11):
         return None
     updated = tuple(metadata.mutated_inp_runtime_indices)
     changed = tuple(i for i, given in enumerate(metadata.input_info) if _is_changed(given))
@@ -504,10 +511,13 @@ def find_step_layout() -> StepLayout | None:
 _UNUSUAL_IN_TRAINING = (
     *("tokens", "num_backward_tokens", "is_rng_op_functionalized", "num_graphsafe_rng_states"),
     *("num_intermediate_bases", "num_outputs_aliased", "dynamic_outputs", "grad_enabled_mutation"),
-    *("num_symints_saved_for_bw", "num_opaque_objects_saved_for_bw", "num_tensors_saved_with_no_vc_check"),
+    "num_symints_saved_for_bw",
     "indices_of_inputs_that_requires_grad_with_mutations_in_bw",
 )
 """Of AOTAutograd's ViewAndMutationMeta: where one of them is not zero, empty or false, more is to be done."""
+
+_YOUNGER_THAN_2_11 = ("num_opaque_objects_saved_for_bw", "num_tensors_saved_with_no_vc_check")
+"""Of the same kind; a torch that does not have them does not have what they count."""
 
 
 def changes_inputs() -> bool:

@@ -101,6 +101,9 @@ def _compile_rolled(
 
     AOTAutograd then traces one step of a recurrence instead of all.
     """
+    if not _torch_compat.can_differentiate_scan() and _is_differentiated(example_inputs):
+        record.capture.note("reroll", "graph", "kept", "this torch differentiates rolled loops wrongly")
+        return None
     compiled = len(record.graphs)
     try:
         rolled = pipeline.roll_loops(gm, example_inputs, options, record.capture)
@@ -117,6 +120,10 @@ def _compile_rolled(
         logger.warning("a graph is compiled with its loops unrolled: rolled, it fails (%s)", because)
         record.capture.note("reroll", "graph", "kept", f"rolled, it fails: {because}")
         return None
+
+
+def _is_differentiated(inputs: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
 
 
 def _first_line(error: Exception) -> str:
