@@ -1,12 +1,21 @@
 """The memory plan: nothing alive is overwritten, little is wasted."""
 
+import random
+
+import pytest
 import torch
 
 from wolong_fx.codegen import build_programs
-from wolong_fx.codegen.plan_memory import ALIGNMENT, HEADER, live_ranges
+from wolong_fx.codegen import plan_memory as planning
+from wolong_fx.codegen.plan_memory import ALIGNMENT, HEADER, plan_memory
 from wolong_fx.codegen.reference.machine import run_program
+from wolong_fx.errors import InvalidProgram
+from wolong_fx.ir.live_ranges import LiveRange, live_ranges
+from wolong_fx.ir.verify import verify
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
+from wolong_fx.passes.loops.scan import SCAN
+from wolong_fx.testing.loops import random_loops
 from wolong_fx.testing.tracing import trace_core
 
 
@@ -69,3 +78,53 @@ def test_a_result_of_several_stores_does_not_take_an_operands_place():
     x = torch.randn(3, 3)
     program = build_programs(trace_core(joined, x), Options.of(), Ledger(), lambda op: op.domain).run
     torch.testing.assert_close(run_program(program, [x]), list(joined(x)))
+
+
+def deep_recurrence(depth):
+    """A step is a chain of products; its values are of one trip each."""
+
+    def function(x, u):
+        def step(h, x, u):
+            h = h + x
+            for _ in range(depth):
+                h = (h @ u).tanh()
+            return h, h.clone()
+
+        return SCAN(step, (x[0] * 0,), (x,), (u,))
+
+    return function
+
+
+DEEP = torch.randn(3, 8, 8), torch.randn(8, 8)
+
+
+def test_values_of_a_trip_share_memory_with_others_of_that_trip():
+    short, long = (plan_of(deep_recurrence(depth), *DEEP).arena.size for depth in (4, 12))
+    assert long == short
+
+
+def test_shared_memory_of_a_trip_keeps_results_in_any_block_order():
+    program, expected = plan_of(deep_recurrence(6), *DEEP), deep_recurrence(6)(*DEEP)
+    for seed in range(3):
+        torch.testing.assert_close(run_program(program, list(DEEP), seed=seed), list(expected))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_loops_compute_the_same_in_shared_memory_as_apart(seed, monkeypatch):
+    case = random_loops(random.Random(seed))
+    shared = run_program(plan_of(case.function, *case.inputs), list(case.inputs), seed=seed)
+    whole = LiveRange(0, 1 << 30, is_stretched=True)
+    monkeypatch.setattr(planning, "live_ranges", lambda p: dict.fromkeys(live_ranges(p), whole))
+    apart = run_program(plan_of(case.function, *case.inputs), list(case.inputs), seed=seed)
+    assert all(torch.equal(a, b) for a, b in zip(shared, apart, strict=True))
+
+
+def test_a_state_that_shares_memory_as_if_it_were_of_one_trip_is_refused(monkeypatch):
+    program = plan_of(deep_recurrence(6), *DEEP)
+
+    def shortened(p):
+        return {b: LiveRange(r.first, r.first) for b, r in live_ranges(p).items()}
+
+    monkeypatch.setattr(planning, "live_ranges", shortened)
+    with pytest.raises(InvalidProgram, match="alive together"):
+        verify(plan_memory(program), after="plan-memory")

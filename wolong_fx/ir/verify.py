@@ -37,6 +37,7 @@ from wolong_fx.ir.expr import (
 )
 from wolong_fx.ir.footprint import Ranges, Touch, boxes_are_apart, residues_are_apart, touches_of
 from wolong_fx.ir.index import Index, Var, contiguous_strides
+from wolong_fx.ir.live_ranges import live_ranges
 from wolong_fx.ir.program import Item, Loop, OpInst, Program
 from wolong_fx.ir.text import print_op
 from wolong_fx.ir.types import Buffer, BufferKind, DType
@@ -484,38 +485,18 @@ def _living_buffers_are_apart(facts: _Facts) -> Iterator[str]:
     if plan is None:
         return
     alive: list[Buffer] = []
-    lives = _lives(facts)
-    for buffer in sorted(lives, key=lambda b: lives[b][0]):
-        born = lives[buffer][0]
-        alive = [b for b in alive if lives[b][1] >= born]
+    lives = live_ranges(facts.program)
+    for buffer in sorted(lives, key=lambda b: lives[b].first):
+        born = lives[buffer].first
+        alive = [b for b in alive if lives[b].last >= born]
         start, end = plan.offsets[buffer], plan.offsets[buffer] + buffer.span_bytes
         for other in alive:
             if plan.offsets[other] < end and start < plan.offsets[other] + other.span_bytes:
-                is_heir = lives[other][1] == born and plan.offsets[other] == start
+                is_exact = not (lives[other].is_stretched or lives[buffer].is_stretched)
+                is_heir = is_exact and lives[other].last == born and plan.offsets[other] == start
                 if not (is_heir and _is_replaced(other, buffer, facts.stages[born])):
                     yield f"temporaries {other.name!r} and {buffer.name!r}, alive together in the same bytes"
         alive.append(buffer)
-
-
-def _lives(facts: _Facts) -> dict[Buffer, tuple[int, int]]:
-    """First and last stage of each temporary; one that is touched in a loop lives as long as the loop."""
-    lives: dict[Buffer, tuple[int, int]] = {}
-    spans = _spans(facts.program.body)
-    for (first, last), stage in zip(spans, facts.stages, strict=True):
-        for buffer in {b for known in stage for b in (*known.op.reads(), *known.op.writes())}:
-            if buffer.kind is BufferKind.TEMPORARY:
-                born, died = lives.get(buffer, (first, last))
-                lives[buffer] = min(born, first), max(died, last)
-    return lives
-
-
-def _spans(body: Iterable[Item]) -> list[tuple[int, int]]:
-    """For each stage the first and last stage of the outermost loop around it, or itself."""
-    spans: list[tuple[int, int]] = []
-    for item in body:
-        count = len(_spans(item.body)) if isinstance(item, Loop) else 1
-        spans += [(len(spans), len(spans) + count - 1)] * count
-    return spans
 
 
 def _is_replaced(old: Buffer, new: Buffer, stage: list[_OpFacts]) -> bool:
