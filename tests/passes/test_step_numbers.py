@@ -144,4 +144,4 @@ def test_before_and_after(request):
     before, _, after = roll(forward, torch.randn(5, 2, 3))
     assert after is not None
     text = f"before\n{graph_to_text(before)}\nafter\n{graph_to_text(after)}"
-    assert_golden(text, GOLDEN / "step_numbers.txt", request.config.getoption("--accept"))
+    assert_golden(text, GOLDEN / "loops" / "step_numbers.txt", request.config.getoption("--accept"))
