@@ -13,10 +13,6 @@ from wolong_fx.options import Options
 from wolong_fx.testing.graphs import has_same_bits
 from wolong_fx.testing.tracing import dynamo_graph
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.compiler, "nested_compile_region"), reason="this torch has no such mark"
-)
-
 
 class Marked(nn.Module):
     """A recurrence whose step is a region, with a region in it."""
