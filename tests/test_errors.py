@@ -75,6 +75,15 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
         {"seconds": 120.0, "command": "g++ k.cpp", "source": "kept/k.cpp"},
         "the C++ compiler was stopped after 120 s: g++ k.cpp\nIts source is kept: 'kept/k.cpp'.",
     ),
+    "ModelNotFound": (
+        {"words": "a:B", "because": "no"},
+        "cannot make model 'a:B': no. Write it as package.module:Name, where Name is a module, or a class or "
+        "function that makes one without arguments.",
+    ),
+    "BadInputText": (
+        {"text": "4*4", "example": "4x4"},
+        "cannot read input '4*4': write its shape, and its dtype unless float32: 4x4.",
+    ),
     "TritonFailed": (
         {"architecture": "sm_90", "because": "no", "source": "kept/k.py"},
         "Triton made no kernel for sm_90: no. The source is in 'kept/k.py'; report it with the version of "

@@ -30,6 +30,19 @@ examples:
   wolong cache prune --max-mb 500   delete the kernels used longest ago until 500 MB are left
   wolong calibrate                  measure what work costs here, for choices that depend on it
   wolong bench lstm80               what each idea is worth on an LSTM of 80 steps, as bars
+  wolong emit my.models:Net --input 40x4x64   the kernels of a model, for a GPU that need not be here
+"""
+
+_EMIT_EXAMPLES = """\
+Nothing is launched, and no GPU is needed: kernels for one are compiled to its machine code, to say what they
+take. The model runs once, eagerly.
+
+examples:
+  wolong emit my.models:Net --input 40x4x64                      its Triton kernels, for an H100 or H200
+  wolong emit my.models:Net --input 8x16:int64 --arch sm_80      of token numbers, for an A100
+  wolong emit my.models:Net --input 40x4x64 --train              forward and backward
+  wolong emit my.models:Net --input 40x4x64 --target cpp         what runs on this machine
+  wolong emit my.models:Net --input 40x4x64 --json | jq '.kernels[].registers'
 """
 
 _CALIBRATE_EXAMPLES = """\
@@ -101,9 +114,28 @@ def build_parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--json", action="store_true", help="print one JSON object")
     calibrate.set_defaults(run=calibrate_machine)
 
+    _add_emit(commands)
     bench = commands.add_parser("bench", help="measure what this machine gives")
     _add_lstm80(bench.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK"))
     return parser
+
+
+def _add_emit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    emit = commands.add_parser(
+        "emit",
+        help="show the kernels of a model, without a GPU",
+        epilog=_EMIT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    emit.add_argument("model", metavar="PKG.MOD:Model", help="a module, or what makes one without arguments")
+    emit.add_argument(
+        "--input", action="append", default=[], metavar="SHAPE[:DTYPE]", help="once for each input"
+    )
+    emit.add_argument("--target", choices=("triton", "cpp", "reference"), default="triton")
+    emit.add_argument("--arch", choices=("sm_80", "sm_90", "sm_100"), default="sm_90", help="of the GPU")
+    emit.add_argument("--train", action="store_true", help="the kernels of a training step")
+    emit.add_argument("--json", action="store_true", help="print one JSON object")
+    emit.set_defaults(run=emit_kernels)
 
 
 def _add_lstm80(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -204,6 +236,25 @@ def bench_lstm80(arguments: argparse.Namespace) -> None:
     results = measure_bars(**shape, effort=Effort(rounds=arguments.rounds), progress=show_status)
     show_status("")
     publish(results, arguments, bars_screen)
+
+
+def emit_kernels(arguments: argparse.Namespace) -> None:
+    """The kernels of a model as text, with what they take."""
+    from wolong_fx.emit import emission_screen, emit_model, find_model, make_input
+    from wolong_fx.report.screen import show_status
+    from wolong_fx.runtime.gpu import ARCHITECTURES
+
+    model, inputs = find_model(arguments.model), [make_input(words) for words in arguments.input]
+    emission = emit_model(
+        model,
+        inputs,
+        target=arguments.target,
+        architecture=ARCHITECTURES[arguments.arch],
+        trains=arguments.train,
+        progress=show_status,
+    )
+    show_status("")
+    print(json.dumps(emission.as_json(), indent=2) if arguments.json else emission_screen(emission))
 
 
 def _cache(**given: object) -> KernelCache:

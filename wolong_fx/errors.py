@@ -99,6 +99,21 @@ class CannotCapture(WolongError):
     template = "torch.fx cannot capture {model!r}: {because}. optimize() goes through Dynamo and can."
 
 
+class ModelNotFound(WolongError):
+    """The command line names a model that cannot be had."""
+
+    template = (
+        "cannot make model {words!r}: {because}. Write it as package.module:Name, where Name is a module, or "
+        "a class or function that makes one without arguments."
+    )
+
+
+class BadInputText(WolongError):
+    """The command line describes an input in a way that cannot be read."""
+
+    template = "cannot read input {text!r}: write its shape, and its dtype unless float32: {example}."
+
+
 class RunsEagerly(WolongError):
     """A model of which nothing is compiled. Logged once a model, never raised."""
 
@@ -133,8 +148,8 @@ class TritonFailed(WolongError):
     """Triton, or the assembler behind it, gave no binary of a source that we made."""
 
     template = (
-        "Triton made no kernel for {architecture}: {because}. The source is in {source!r}; report it with the "
-        "version of Triton."
+        "Triton made no kernel for {architecture}: {because}. The source is in {source!r}; report it with "
+        "the version of Triton."
     )
 
 

@@ -118,7 +118,7 @@ STEP_DOCS = {
 def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
     """The kernel of a partition: placeholders -> supported operators -> a tuple of tensors.
 
-    Returns a `runtime.Kernel`, or a `ReferenceKernel` with the same `launch`.
+    Returns a `runtime.Kernel`, a `ReferenceKernel` with the same `launch`, or None if the target builds none.
     Raises UnsupportedOperator for a node that `why_unsupported` refuses, NoCompiler and CompilerFailed.
     """
     target = find_target(options)
@@ -132,12 +132,12 @@ def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
         dump(options, "program", partial(print_program, program))
         dump(options, "source", partial(target.source_of, program))
     with ledger.timed("build"):
-        kernel = target.build(run)
+        kernel, preparing = target.build(run), target.build(prepare) if prepare else None
         if forecast is not None:
             _note_forecast(ledger, forecast, kernel)
-        if prepare is None:
+        if kernel is None or preparing is None:
             return kernel
-        return ResidentKernel(target.build(prepare), kernel, split.wiring, options)
+        return ResidentKernel(preparing, kernel, split.wiring, options)
 
 
 def _note_forecast(ledger: Ledger, forecast: Forecast, kernel: Kernel) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -30,8 +32,8 @@ from wolong_fx.runtime import (
 )
 
 
-class Target(Protocol):
-    """What the back end asks of a machine."""
+class Emitter(Protocol):
+    """What the back end asks of a machine up to a kernel's text."""
 
     def choose_tile(self, op: OpInst) -> tuple[int, ...]:
         """Points of each dimension that one virtual block takes."""
@@ -61,13 +63,32 @@ class Target(Protocol):
         """The program in the target's language."""
         ...
 
+
+class Target(Emitter, Protocol):
+    """What the back end asks of a machine."""
+
     def build(self, program: Program) -> Any:
-        """The callable kernel."""
+        """The callable kernel; None leaves the program's operators to eager."""
         ...
+
+
+_chosen: ContextVar[Target | None] = ContextVar("target", default=None)
+
+
+@contextmanager
+def compile_for(target: Target) -> Iterator[None]:
+    """Everything compiled inside is for this target, whatever the options say."""
+    token = _chosen.set(target)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
 
 
 def find_target(options: Options) -> Target:
     """The target that the options name, for the machine we are on."""
+    if (chosen := _chosen.get()) is not None:
+        return chosen
     if options.target == "reference":
         return ReferenceTarget()
     isa, threads = choose_isa(options.isa), team_size(options.threads)
