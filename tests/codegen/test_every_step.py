@@ -53,8 +53,8 @@ def cell(x, h, w, u):
 
 
 def shared_layer(x, y, a, b, w):
-    """Two branches that share nothing but their last layer: gathered, it is one product of 2 rows."""
-    return torch.relu(torch.tanh(x @ a) @ w), torch.relu(torch.sigmoid(y @ b) @ w)
+    """Two branches that share nothing but a layer: gathered, it is one product of 2 rows."""
+    return torch.cat([torch.relu(torch.tanh(x @ a) @ w), torch.relu(torch.sigmoid(y @ b) @ w)]) @ w
 
 
 def of_family(name):

@@ -89,15 +89,15 @@ class _Body(GraphBuilder):
         return self.pick(lambda value: tuple(value.shape) == shape)
 
     def new_carry(self, place: int, shape: tuple[int, ...]) -> Node:
-        """What the next step gets: a value of this one, added to the old carry, or the carry itself."""
+        """What the next step gets: a value of this one, added to the old carry, or a copy of the carry."""
         old, new = self.placeholders[place], self.shaped(shape) or self.placeholders[place]
         if shape == SQUARE and self.rng.random() < 0.6:
             left, right = self.shaped(WIDE), self.shaped(WIDE)
             if left is not None and right is not None:
                 new = self.call(aten.mm.default, self.call(aten.permute.default, left, [1, 0]), right)
         new = self.call(aten.add.Tensor, old, new) if self.rng.random() < 0.5 else new
-        # torch lets no carry be a view of what the step sees: a copy, of the strides a tensor has by itself.
-        is_own = new is old or (new.op == "call_function" and not is_view(new))
+        # torch lets no carry share memory with what the step sees: a copy, of the strides it has by itself.
+        is_own = new.op == "call_function" and not is_view(new)
         return new if is_own else self.call(aten.clone.default, new, memory_format=torch.contiguous_format)
 
 
