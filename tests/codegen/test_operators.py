@@ -15,12 +15,13 @@ import torch
 from torch.fx import Node
 
 from wolong_fx._torch_compat import tree_leaves
-from wolong_fx.codegen import compile_partition, why_unsupported
+from wolong_fx.codegen import build_programs, compile_partition, triton, why_unsupported
 from wolong_fx.codegen.lower.registry import LOWERINGS
 from wolong_fx.codegen.reference import arithmetic
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
 from wolong_fx.testing.graphs import GraphBuilder
+from wolong_fx.testing.grid_simulator import simulate
 from wolong_fx.testing.oracle import assert_results_close, widened
 from wolong_fx.testing.samples import ALL, families
 from wolong_fx.testing.tracing import trace_core
@@ -34,6 +35,9 @@ FALLBACKS: dict[tuple[str, str], str] = {
     ("normalisation", "group_norm: plain"): "aten.as_strided.default",
     ("normalisation", "group_norm: gradient"): "aten.as_strided.default",
 }
+
+# Families whose kernels take the interpreter long.
+SLOW = ("convolution", "pooling")
 
 # Dtypes of every test run; the others are for `make test-all`.
 QUICK = (torch.float32, torch.bfloat16, torch.int64)
@@ -123,12 +127,18 @@ def fallbacks_of(gm):
 
 def check(family, dtype, target):
     gm, inputs, cases, _ = graph_of(family, dtype)
-    kernel = compile_partition(gm, Options.of(target=target, threads=1), Ledger())
-    results = iter(kernel.launch(inputs))
+    results = iter(run_on(target, gm, inputs))
     wrong = []
     for case in cases:
         wrong += case.errors([next(results) for _ in case.eager], dtype)
     assert not wrong, f"{len(wrong)} results differ:\n" + "\n".join(wrong)
+
+
+def run_on(target, gm, inputs):
+    if target != "triton":
+        return compile_partition(gm, Options.of(target=target, threads=1), Ledger()).launch(inputs)
+    program = build_programs(gm, Options.of(), Ledger(), triton.choose_tile).run
+    return simulate(program, inputs, switching=0).outputs
 
 
 PAIRS = [
@@ -161,6 +171,18 @@ def test_the_reference_machine_agrees_with_eager(family, dtype):
 @every_pair
 def test_a_compiled_kernel_agrees_with_eager(family, dtype):
     check(family, dtype, "cpu")
+
+
+@pytest.mark.parametrize(
+    "family, dtype",
+    [
+        pytest.param(f, d, marks=() if d is torch.float32 and f not in SLOW else pytest.mark.slow)
+        for f, d in PAIRS
+    ],
+    ids=named(PAIRS),
+)
+def test_an_interpreted_triton_kernel_agrees_with_eager(family, dtype):
+    check(family, dtype, "triton")
 
 
 def test_a_wrong_operation_is_noticed_in_every_layout(monkeypatch):
