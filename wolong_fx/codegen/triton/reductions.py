@@ -258,9 +258,7 @@ class ReductionText:
         is_masked_already = isinstance(narrow, Load) and value.axes == everywhere and not narrow.fill
         if masks and not is_masked_already:
             text = f"tl.where({' & '.join(masks)}, {text}, 0)"
-        name = self.names.fresh("f")
-        side.lines.append(f"{name} = {text}")
-        return name
+        return text if text == value.text else side.name_of(text, self.names)
 
 
 @dataclass(frozen=True)

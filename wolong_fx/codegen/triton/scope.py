@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from wolong_fx.codegen.triton.names import Names
 from wolong_fx.codegen.triton.pointwise import Value
 from wolong_fx.ir.index import Index, Quotient, Remainder, Var
 
@@ -38,6 +39,7 @@ class Scope:
     env: indices of the variables of the program, in position variables
     bound: variables of reductions that have a value here
     lift: what turns a tensor of the parent into one of this scope
+    named: the name of each expression that stands in a line of its own
     """
 
     axes: tuple[Axis, ...]
@@ -47,6 +49,7 @@ class Scope:
     lift: str = ""
     lines: list[str] = field(default_factory=list)
     values: dict[int, Value] = field(default_factory=dict)
+    named: dict[str, str] = field(default_factory=dict)
 
     def home(self, needs: frozenset[Var]) -> Scope:
         """The outermost scope where these reduction variables have values."""
@@ -64,6 +67,14 @@ class Scope:
             lifted = value.text + self.lift if value.rank else value.text
             self.values[node] = replace(value, text=lifted, rank=len(self.axes) if value.rank else 0)
         return self.values.get(node)
+
+    def name_of(self, text: str, names: Names) -> str:
+        """The name of an expression. One of equal text is there already: nothing is stored before all is
+        read."""
+        if text not in self.named:
+            self.named[text] = names.fresh("v")
+            self.lines.append(f"{self.named[text]} = {text}")
+        return self.named[text]
 
     def axes_of(self, index: Index) -> frozenset[Var]:
         """The tile's axes along which an index (in position variables) varies."""

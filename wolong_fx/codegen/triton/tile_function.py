@@ -49,7 +49,7 @@ class TileFunctionText:
 
     Names in the text: p0.. pointers; b the block, b0.. its position along each dimension; x0.. points of the
     domain, m0.. which of them exist; k0.. positions of reductions; t0.. variables of the loops around; a0..
-    accumulators; r0.. results of reductions; f0.. factors; v0.. values; g0.. conditions.
+    accumulators; r0.. results of reductions; v0.. values; g0.. conditions.
     """
 
     def __init__(
@@ -162,9 +162,7 @@ class TileFunctionText:
             scope.values[id(node)] = const_value(node.value, node.dtype)
         else:
             value = self._value(node, scope)
-            name = self.names.fresh("v")
-            scope.lines.append(f"{name} = {value.text}")
-            scope.values[id(node)] = replace(value, text=name)
+            scope.values[id(node)] = replace(value, text=scope.name_of(value.text, self.names))
 
     def _value(self, node: Expr, scope: Scope) -> Value:
         if isinstance(node, Load):
