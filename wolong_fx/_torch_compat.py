@@ -587,14 +587,14 @@ class CannotReduceGuards(Exception):
 
 def reduce_guards(
     guards: Any, names: Mapping[str, Any], settled: Container[int], roots: Container[str]
-) -> tuple[Callable[[dict[str, Any]], bool], set[int]]:
+) -> tuple[Any, set[int]]:
     """Dynamo's guards without those that hold as long as some objects are unchanged.
 
     names: what the guards see: L, the local variables, of which those of `args` and `kwargs` are left out,
         and G, the global ones
     settled: ids of objects known to be unchanged: functions, modules, dictionaries, tensors
     roots: sources at which settled objects stand and stay
-    Returns what checks the remaining guards, given L, and the ids of the settled tensors met.
+    Returns the remaining guards, whose `check` takes L, and the ids of the settled tensors met.
     Raises CannotReduceGuards. 2.13.
     """
     walk = _GuardWalk(names, settled, roots)
@@ -602,7 +602,7 @@ def reduce_guards(
     reduced = guards.clone_manager(lambda node: node.get_source() in walk.kept)
     if reduced is None or not reduced.check(names["L"]):
         raise CannotReduceGuards("the guards of Dynamo do not hold by themselves")
-    return reduced.check, walk.tensors
+    return reduced, walk.tensors
 
 
 class _GuardWalk:

@@ -23,6 +23,7 @@ from wolong_fx.runtime import Executor, Shortcut
 from wolong_fx.runtime.autograd_step import StepGraphs, autograd_step
 from wolong_fx.runtime.direct_call import DirectCall, EntryParts
 from wolong_fx.situation import Model, NotThin, Situation, hooks_in
+from wolong_fx.steady_guards import find_steady_guards
 
 STEP = "thin-path"  # of the ledger
 ENTRIES = 8  # situations kept of a model: as many as Dynamo's graphs of a function, by default
@@ -32,9 +33,6 @@ LONGEST_REST = 10
 
 MOST_HOOK_CHANGES = 8
 """Each compiles the model anew, as many times as Dynamo compiles a function by default."""
-
-
-Guard = Callable[[dict[str, Any]], bool]
 
 
 class ThinPath:
@@ -112,7 +110,8 @@ class ThinPath:
         if seen.graph is None or seen.result is None:
             return own
         run, order = self._shortcut(seen.graph)
-        guard, scope, met = self._guard(seen, seen.graph)
+        guards, scope, met = self._guard(seen, seen.graph)
+        steady = find_steady_guards(guards, {"L": scope, "G": self._function.__globals__})
         slots = {id(tensor): i for i, tensor in enumerate(seen.given)}
         inputs = [slots.get(id(tensor), tensor) for tensor in seen.graph.inputs]
         pinned = met | {id(tensor) for tensor in seen.graph.inputs if id(tensor) not in slots}
@@ -123,12 +122,14 @@ class ThinPath:
             inputs=tuple(inputs[i] for i in order),
             written=tuple(order.index(i) for i in seen.graph.written or ()),
             moves_versions=seen.graph.training is None,
-            guard=guard,
+            guard=guards.check,
+            rest=steady.rest,
+            namespaces=steady.namespaces,
             scope=scope,
         )
 
-    def _guard(self, seen: Situation, graph: GraphCall) -> tuple[Guard, dict[str, Any], set[int]]:
-        """What checks the guards that the situation does not imply; its scope; the model's tensors it met."""
+    def _guard(self, seen: Situation, graph: GraphCall) -> tuple[Any, dict[str, Any], set[int]]:
+        """The tree of the guards that the situation does not imply; its scope; the model's tensors it met."""
         code = _torch_compat.find_dynamo_code(self._function, graph.compilation)
         stores = None if code is None else find_stores(code.code)
         scope = {"args": (), "kwargs": {}, "function": self._inner}
@@ -138,10 +139,10 @@ class ThinPath:
         names = {"L": scope, "G": self._function.__globals__}
         roots = {"L['function']", *(place.source for place in seen.model.places)}
         try:
-            guard, met = _torch_compat.reduce_guards(code.guards, names, settled, roots)
+            guards, met = _torch_compat.reduce_guards(code.guards, names, settled, roots)
         except _torch_compat.CannotReduceGuards as because:
             raise NotThin(str(because)) from because
-        return guard, scope, met
+        return guards, scope, met
 
     def _shortcut(self, graph: GraphCall) -> Shortcut:
         if graph.training is not None:

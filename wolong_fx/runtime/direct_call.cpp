@@ -221,6 +221,13 @@ struct PinnedDict {
   uint64_t version;
 };
 
+struct Namespace {  // a dictionary, or a Python module, whose type must stay too, with its own
+  PyObject* object;
+  PyTypeObject* type;
+  PyObject* dict;
+  uint64_t version = 0;  // when all guards last held; no dictionary has this one
+};
+
 struct Place {  // a dictionary with a key, or a cell of a closure without
   PyObject* container;
   PyObject* key;
@@ -284,6 +291,7 @@ struct Situation {
   std::vector<PinnedModule> modules;
   std::vector<PinnedDict> dicts;
   std::vector<Place> places;
+  std::vector<Namespace> namespaces;
   std::vector<PinnedTensor> tensors;
   std::vector<PinnedMetadata> metadata;  // of the same
   std::vector<PyObject*> inputs;  // of the function: a pinned tensor, or null for one of the call, in `slots`
@@ -314,6 +322,23 @@ struct Situation {
       if (!written.empty() && memory_of(tensors[i].tensor) != metadata[i].memory) return false;
     }
     return true;
+  }
+
+  // Whether names lead where they led when all guards last held.
+  bool has_names() const {
+    for (const auto& space : namespaces)
+      if (version_of(space.dict) != space.version || Py_TYPE(space.object) != space.type) return false;
+    return !namespaces.empty();
+  }
+
+  std::vector<uint64_t> versions_of_names() const {
+    std::vector<uint64_t> versions;
+    for (const auto& space : namespaces) versions.push_back(version_of(space.dict));
+    return versions;
+  }
+
+  void remember_names(const std::vector<uint64_t>& versions) {
+    for (size_t i = 0; i < namespaces.size(); ++i) namespaces[i].version = versions[i];
   }
 
   // To the function two names of one tensor are two tensors, but the model may have asked `a is b`.
@@ -358,12 +383,28 @@ struct Entry {
 };
 
 // Without inputs (None) the function is the model itself: it takes the call's arguments, and needs no guard.
-enum Held { ARGUMENTS, WANTED, MODULES, DICTS, PLACES, FUNCTION, RESULT, TENSORS, INPUTS, WRITTEN, MOVES, GUARD, SCOPE, HELD };
+enum Held { ARGUMENTS, WANTED, MODULES, DICTS, PLACES, FUNCTION, RESULT, TENSORS, INPUTS, WRITTEN, MOVES, GUARD, REST, NAMESPACES, SCOPE, HELD };
 
 PyObject* held_by(Entry* entry, Held which) { return PyTuple_GET_ITEM(entry->held, which); }
 
-
 enum Verdict { HOLDS, OTHER, STALE, FAILED };
+
+// Whether Dynamo's guards hold: all of them, or those that names say nothing of while these are what they were.
+Verdict ask_guard(Entry* entry) {
+  Situation& situation = *entry->situation;
+  const bool has_names = situation.has_names();
+  // Taken before any guard looks: a name that changes meanwhile is then seen by the next call.
+  const auto versions = has_names ? std::vector<uint64_t>() : situation.versions_of_names();
+  Ref verdict(PyObject_CallOneArg(held_by(entry, has_names ? REST : GUARD), held_by(entry, SCOPE)));
+  if (!verdict.get()) {  // a guard that cannot look any more, say at a deleted global: Dynamo will say
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) return FAILED;
+    PyErr_Clear();
+    return OTHER;
+  }
+  if (verdict.get() != Py_True) return OTHER;
+  if (!has_names) situation.remember_names(versions);
+  return HOLDS;
+}
 
 // Whether the situation is what it was. STALE: it never will be again. HOLDS: `inputs` is the function's list,
 // or stays null.
@@ -379,15 +420,9 @@ Verdict check(Entry* entry, PyObject* args, PyObject* kwargs, PyObject** inputs)
   if (!situation.is_written_apart(given)) return OTHER;
   Ref list(situation.input_list(given));  // owns the inputs before any Python code may run
   if (!list.get()) return FAILED;
-  Ref verdict(PyObject_CallOneArg(held_by(entry, GUARD), held_by(entry, SCOPE)));
-  if (!verdict.get()) {  // a guard that cannot look any more, say at a deleted global: Dynamo will say
-    if (!PyErr_ExceptionMatches(PyExc_Exception)) return FAILED;
-    PyErr_Clear();
-    return OTHER;
-  }
-  if (verdict.get() != Py_True) return OTHER;
-  *inputs = list.release();
-  return HOLDS;
+  const Verdict verdict = ask_guard(entry);
+  if (verdict == HOLDS) *inputs = list.release();
+  return verdict;
 }
 
 // As check; what torch throws at a tensor unlike any that it was made for means another situation.
@@ -427,6 +462,10 @@ void fill(Situation& situation, PyObject* held) {
     PyObject** parts = PySequence_Fast_ITEMS(place);
     situation.places.push_back({parts[0], parts[1], parts[2]});
   });
+  each(NAMESPACES, [&](PyObject* space) {
+    PyObject* dict = PyModule_Check(space) ? PyModule_GetDict(space) : space;
+    situation.namespaces.push_back({space, Py_TYPE(space), dict});
+  });
   each(DICTS, [&](PyObject* dict) { situation.dicts.push_back({dict, version_of(dict)}); });
   each(TENSORS, [&](PyObject* tensor) {
     situation.tensors.emplace_back(tensor);
@@ -453,13 +492,13 @@ PyObject* args_without_tensors(PyObject* args) {
 
 PyObject* Entry_new(PyTypeObject* type, PyObject* args, PyObject*) {
   if (PyTuple_GET_SIZE(args) != HELD || tensor_offset < 0) {
-    PyErr_SetString(PyExc_TypeError, "Entry takes thirteen arguments, after read_tensors_at");
+    PyErr_SetString(PyExc_TypeError, "Entry takes fifteen arguments, after read_tensors_at");
     return nullptr;
   }
-  for (int which : {ARGUMENTS, WANTED, MODULES, DICTS, PLACES, RESULT, TENSORS, INPUTS, WRITTEN}) {
+  for (int which : {ARGUMENTS, WANTED, MODULES, DICTS, PLACES, RESULT, TENSORS, INPUTS, WRITTEN, NAMESPACES}) {
     PyObject* given = PyTuple_GET_ITEM(args, which);
     if (!PyTuple_CheckExact(given) && !(which == INPUTS && given == Py_None)) {
-      PyErr_SetString(PyExc_TypeError, "all but function, moves_versions, guard and scope are tuples");
+      PyErr_SetString(PyExc_TypeError, "all but function, moves_versions, guard, rest and scope are tuples");
       return nullptr;
     }
   }

@@ -51,7 +51,7 @@ class DirectCall(NamedTuple):
 
 
 class EntryParts(NamedTuple):
-    """What an Entry consists of; the last seven are missing where `function` is the model's own call.
+    """What an Entry consists of; those from `result` on are missing where `function` is the model's own call.
 
     arguments: the structure of (args, kwargs)
     wanted: tensors like those among the arguments
@@ -64,6 +64,8 @@ class EntryParts(NamedTuple):
     written: positions of those inputs that `function` writes
     moves_versions: whether their version counters move first, because `function` does not do it
     guard: is called with `scope` and answers True while all else is as it was
+    rest, namespaces: after `guard` has held, `rest` is enough as long as no name in these changed; with no
+        namespaces it is never called
     """
 
     arguments: tuple[Any, ...]
@@ -78,6 +80,8 @@ class EntryParts(NamedTuple):
     written: tuple[int, ...] = ()
     moves_versions: bool = True
     guard: Callable[[Any], bool] | None = None
+    rest: Callable[[Any], bool] | None = None
+    namespaces: tuple[dict[str, Any] | ModuleType, ...] = ()
     scope: dict[str, Any] | None = None
 
 
