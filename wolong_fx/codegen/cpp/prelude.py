@@ -163,6 +163,13 @@ F16_INSTRUCTIONS = {
     ("avx2", 8): ("__builtin_ia32_vcvtph2ps256((i16v)v)", "__builtin_ia32_vcvtps2ph256(x, 0)"),
 }
 
+EXTREME_INSTRUCTIONS = {
+    ("avx512", 16): "__builtin_ia32_@name@ps512_mask(broadcast(bound), x, x, -1, 4)",
+    ("avx512", 8): "__builtin_ia32_@name@ps256(broadcast(bound), x)",
+    ("avx2", 8): "__builtin_ia32_@name@ps256(broadcast(bound), x)",
+}
+"""`max` and `min` of vectors that are one register: the second operand where either is a NaN."""
+
 
 def emit_scalars() -> str:
     """Types and helpers that do not depend on the lane count."""
@@ -177,6 +184,8 @@ def emit_vectors(machine: Machine, lanes: int, used: Iterable[str]) -> str:
     text = "\n".join([f"enum {{ W = {lanes} }};", text, *(MATH[name] for name in _closure(used))])
     for kind, element_bytes in (("f32", 4), ("f64", 8)):
         text = text.replace(f"@sqrt_{kind}@", _square_root(machine, lanes * element_bytes, kind))
+    for name, comparison in (("max", ">"), ("min", "<")):
+        text = text.replace(f"@{name}_f32@", _extreme(machine, lanes, name, comparison))
     text = text.replace("@scale_f32@", _scale(machine, lanes))
     text = text.replace("@f16@", _half_conversions(machine, lanes))
     return text.replace("@sum_each@", _sum_each(lanes))
@@ -215,6 +224,13 @@ def _square_root(machine: Machine, vector_bytes: int, kind: str) -> str:
         return f"return __builtin_ia32_sqrt{suffix}256(x);"
     scalar = "__builtin_sqrtf" if kind == "f32" else "__builtin_sqrt"
     return f"for (int l = 0; l < W; l++) x[l] = {scalar}(x[l]); return x;"
+
+
+def _extreme(machine: Machine, lanes: int, name: str, comparison: str) -> str:
+    instruction = EXTREME_INSTRUCTIONS.get((machine.name, lanes))
+    if instruction is None:
+        return f"return bound {comparison} x ? broadcast(bound) : x;"
+    return f"return {instruction.replace('@name@', name)};"
 
 
 def _scale(machine: Machine, lanes: int) -> str:
