@@ -8,5 +8,6 @@ Flanagan and Freund 2009).
 """
 
 from wolong_fx.testing.grid_simulator.client import SimulatedRun, simulate
+from wolong_fx.testing.grid_simulator.target import SimulatedKernel, SimulatedTarget
 
-__all__ = ["SimulatedRun", "simulate"]
+__all__ = ["SimulatedKernel", "SimulatedRun", "SimulatedTarget", "simulate"]
