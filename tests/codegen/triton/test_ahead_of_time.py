@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import triton
+from packaging.version import Version
 
 from wolong_fx.codegen.triton import BARRIERS, choose_tile, emit_program
 from wolong_fx.codegen.triton.image import image_of
@@ -20,7 +22,9 @@ from wolong_fx.testing.kernels import map_ops
 from wolong_fx.testing.programs import TYPICAL
 
 BUDGET = Path(__file__).parent / "budget.json"
-"""Registers of a thread and shared bytes of a block that each kernel may need; only ever made smaller."""
+"""Registers of a thread and shared bytes of a block that each kernel may need; only ever made smaller. For
+each Triton whose ptxas counts otherwise: one that is not in it is held to the last before it.
+"""
 
 QUICK = [("recurrence", "sm_90"), ("mlp", "sm_80"), ("softmax", "sm_100")]
 ALL = [(name, arch) for name in TYPICAL for arch in ARCHITECTURES]
@@ -39,8 +43,14 @@ def built(name: str, architecture: str) -> TritonBinary:
     return build_triton(image(name, architecture))
 
 
+def budget_of(kernel: str) -> dict[str, int]:
+    budgets = json.loads(BUDGET.read_text())
+    version = max((v for v in budgets if Version(v) <= Version(triton.__version__)), key=Version)
+    return budgets[version][kernel]
+
+
 def check_budget(name: str, architecture: str) -> None:
-    binary, budget = built(name, architecture), json.loads(BUDGET.read_text())[f"{name} {architecture}"]
+    binary, budget = built(name, architecture), budget_of(f"{name} {architecture}")
     assert binary.code and binary.spill_bytes == 0
     assert binary.registers <= budget["registers"]
     assert binary.shared_bytes <= budget["shared_bytes"]

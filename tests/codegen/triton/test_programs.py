@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wolong_fx.codegen.reference.machine import run_program
-from wolong_fx.codegen.triton import choose_tile
+from wolong_fx.codegen.triton import StageLaunch, choose_tile, emit_stages
 from wolong_fx.ir.expr import Binary, Cast, Gather, Reduce, Where
 from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.program import OpInst, Program, Store
@@ -128,3 +128,26 @@ def test_a_gathered_position_is_used_only_where_there_is_one():
     value = Where(Binary("gt", row, f32(0.0)), row, f32(0.5))
     p.stage(operator("gathered", (i, j), Store(at(y, i, j), value), tile=(3, 4)))
     check(p.build(), blocks=3)
+
+
+# ---- a kernel for every stage
+
+
+@pytest.mark.parametrize(
+    "program", [*(make() for make in TYPICAL.values()), random_program(7)], ids=lambda p: p.name
+)
+def test_launched_stage_by_stage_a_program_gives_the_same_bits(program):
+    inputs = inputs_of(program)
+    together = simulate(program, inputs, blocks=3)
+    one_by_one = simulate(program, inputs, source=emit_stages(program))
+    for ours, theirs in zip(one_by_one.outputs, together.outputs, strict=True):
+        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+
+
+def test_a_kernel_for_every_stage_needs_no_barrier_and_is_launched_once_a_trip():
+    program = TYPICAL["recurrence"]()
+    source = emit_stages(program)
+    assert "grid_barrier" not in source.text
+    start, loop = source.launches
+    assert (start, loop.trips, len(loop.body)) == (StageLaunch("stage0", 3), 5, 1)
+    assert simulate(program, inputs_of(program), source=source).counts["launches"] == 6

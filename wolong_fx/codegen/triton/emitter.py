@@ -13,22 +13,21 @@ from enum import Enum
 from wolong_fx.codegen.cpp.signature import Binding, Bindings, Key, signature
 from wolong_fx.codegen.triton.tile_function import TileFunction, TileFunctionText
 from wolong_fx.ir.index import Var
-from wolong_fx.ir.program import Item, OpInst, Program, Stage
+from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
 from wolong_fx.ir.types import Buffer, BufferKind, DType
 
 CONSTANT_ALIGNMENT = 64
 
-HEADER = '''\
+_HEADER = '''\
 """Program {name}: emitted by Wolong FX."""
 
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from wolong_fx.codegen.triton.barrier import {barrier} as grid_barrier
-from wolong_fx.codegen.triton.library import *
-
 '''
+_BARRIER = "from wolong_fx.codegen.triton.barrier import {barrier} as grid_barrier\n"
+_LIBRARY = "from wolong_fx.codegen.triton.library import *"
 
 
 class Memory(Enum):
@@ -70,6 +69,42 @@ class TritonSource:
     blocks: int
 
 
+@dataclass(frozen=True)
+class StageLaunch:
+    """A launch of one stage.
+
+    kernel: its name
+    blocks: virtual blocks, each of which gets a physical one
+    """
+
+    kernel: str
+    blocks: int
+
+
+@dataclass(frozen=True)
+class StageLoop:
+    """Launches that are repeated; those at depth d take the trip's number as `t{d}`."""
+
+    trips: int
+    body: tuple[StageLaunch | StageLoop, ...]
+
+
+@dataclass(frozen=True)
+class StagedSource:
+    """What becomes a kernel for every stage.
+
+    text: a Python module with the kernels
+    launches: in order
+    Else as TritonSource; kernels take the variables of the loops around instead of a barrier's word.
+    """
+
+    text: str
+    arguments: tuple[Argument, ...]
+    checks: tuple[str, ...]
+    constants: bytes
+    launches: tuple[StageLaunch | StageLoop, ...]
+
+
 BARRIERS = ("grid_barrier", "grid_barrier_by_one_thread")
 """Forms of the barrier: what every backend of Triton has, and what NVIDIA's GPUs do faster."""
 
@@ -80,7 +115,13 @@ def emit_program(program: Program, precision: str = "ieee", barrier: str = "grid
     precision: of float32 matrix products, "ieee" or "tf32"
     barrier: one of BARRIERS
     """
-    return _ProgramText(program, precision, barrier).write()
+    return _ProgramText(program, precision).write(barrier)
+
+
+def emit_stages(program: Program, precision: str = "ieee") -> StagedSource:
+    """The same, as a kernel for every stage: what runs where a grid has no room, and what a grid is
+    checked by."""
+    return _ProgramText(program, precision).write_stages()
 
 
 @dataclass
@@ -92,56 +133,92 @@ class _Emitted:
 
 
 class _ProgramText:
-    def __init__(self, program: Program, precision: str, barrier: str) -> None:
-        self.program, self.precision, self.barrier = program, precision, barrier
+    def __init__(self, program: Program, precision: str) -> None:
+        self.program, self.precision = program, precision
         self.emitted: dict[Key, _Emitted] = {}
-        self.arguments: dict[str, Argument] = {}
+        self.known_arguments: dict[str, Argument] = {}
         self.checks: list[str] = []
         self.constants, self.offsets = _lay_out_constants(program)
         given = [b for b in program.buffers if b.kind.is_given]
         tensors = given + [b for b in program.buffers if b.kind is BufferKind.OUTPUT]
         self.numbers = {b: i for i, b in enumerate(tensors)}
-        self.body: list[str] = []
         self.stages = 0
         self.blocks = 1
 
-    def write(self) -> TritonSource:
-        self._items(self.program.body, {}, "    ")
-        functions = [_comment(e) + e.function.text for e in self.emitted.values()]
-        arguments = tuple(sorted(self.arguments.values(), key=lambda a: (a.memory.value, a.number)))
-        parameters = [*(a.name for a in arguments), "word", "failure", "G: tl.constexpr"]
-        kernel = [
-            "@triton.jit",
-            f"def wolong({', '.join(parameters)}):",
-            "    pid = tl.program_id(0)",
-            *self.body,
+    def write(self, barrier: str) -> TritonSource:
+        body = self._body(self.program.body, {}, "    ")
+        kernel = self._kernel("wolong", ("word", "failure"), body)
+        text = self._module([_BARRIER.format(barrier=barrier)], [kernel])
+        return TritonSource(text, self.arguments, tuple(self.checks), self.constants, self.blocks)
+
+    def write_stages(self) -> StagedSource:
+        bodies: dict[str, tuple[int, list[str]]] = {}
+        launches = self._launches(self.program.body, {}, bodies)
+        kernels = [
+            self._kernel(name, (*(f"t{d}" for d in range(depth)), "failure"), body)
+            for name, (depth, body) in bodies.items()
         ]
-        text = "\n\n".join([self._header(), *functions, "\n".join(kernel)])
-        return TritonSource(text + "\n", arguments, tuple(self.checks), self.constants, self.blocks)
+        text = self._module([], kernels)
+        return StagedSource(text, self.arguments, tuple(self.checks), self.constants, launches)
 
-    def _header(self) -> str:
-        return HEADER.format(name=self.program.name, barrier=self.barrier).rstrip()
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        return tuple(sorted(self.known_arguments.values(), key=lambda a: (a.memory.value, a.number)))
 
-    def _items(self, items: Sequence[Item], loops: dict[Var, int], pad: str) -> None:
+    def _module(self, imports: Sequence[str], kernels: Sequence[str]) -> str:
+        header = _HEADER.format(name=self.program.name) + "".join(imports) + _LIBRARY
+        functions = [_comment(e) + e.function.text for e in self.emitted.values()]
+        return "\n\n".join([header, *functions, *kernels]) + "\n"
+
+    def _kernel(self, name: str, more: Sequence[str], body: Sequence[str]) -> str:
+        parameters = [*(a.name for a in self.arguments), *more, "G: tl.constexpr"]
+        head = ["@triton.jit", f"def {name}({', '.join(parameters)}):", "    pid = tl.program_id(0)"]
+        return "\n".join([*head, *body])
+
+    def _body(self, items: Sequence[Item], loops: dict[Var, int], pad: str) -> list[str]:
+        """Every stage, loops as the program has them; behind a stage a barrier of the grid or of the
+        block."""
+        lines = []
         for item in items:
             if isinstance(item, Stage):
-                self._stage(item, loops, pad)
+                lines += [f"{pad}# stage {self.stages}", *self._stage(item, loops, pad)[1]]
+                lines.append(f"{pad}grid_barrier(word, G)" if item.barrier else f"{pad}tl.debug_barrier()")
                 continue
             at = f"t{len(loops)}"
-            self.body.append(f"{pad}for {at} in range({item.var.extent}):  # {item.var.name}")
-            self._items(item.body, {**loops, item.var: len(loops)}, pad + "    ")
+            lines.append(f"{pad}for {at} in range({item.var.extent}):  # {item.var.name}")
+            lines += self._body(item.body, {**loops, item.var: len(loops)}, pad + "    ")
+        return lines
 
-    def _stage(self, stage: Stage, loops: dict[Var, int], pad: str) -> None:
-        """Every operator's virtual blocks, end to end; then a barrier of the grid, or of the block alone."""
+    def _launches(
+        self, items: Sequence[Item], loops: dict[Var, int], bodies: dict[str, tuple[int, list[str]]]
+    ) -> tuple[StageLaunch | StageLoop, ...]:
+        """The launches of every stage that has operators; what each runs is put into `bodies`."""
+        found: list[StageLaunch | StageLoop] = []
+        for item in items:
+            if isinstance(item, Loop):
+                inside = self._launches(item.body, {**loops, item.var: len(loops)}, bodies)
+                found.append(StageLoop(item.var.extent, inside))
+                continue
+            name = f"stage{self.stages}"
+            blocks, lines = self._stage(item, loops, "    ")
+            if blocks:
+                bodies[name] = len(loops), lines
+                found.append(StageLaunch(name, blocks))
+        return tuple(found)
+
+    def _stage(self, stage: Stage, loops: dict[Var, int], pad: str) -> tuple[int, list[str]]:
+        """How many virtual blocks a stage has, and statements that run them, those of its operators end to
+        end."""
         calls = [(op.virtual_blocks, self._call(op, loops)) for op in stage.ops if op.points]
         total = sum(blocks for blocks, _ in calls)
         self.blocks = max(self.blocks, total)
-        self.body.append(f"{pad}# stage {self.stages}")
         self.stages += 1
-        if total:
-            self.body.append(f"{pad}for v in range(pid, {total}, G):")
-            self.body += [pad + "    " + line for line in _dispatch(calls)]
-        self.body.append(f"{pad}grid_barrier(word, G)" if stage.barrier else f"{pad}tl.debug_barrier()")
+        if not total:
+            return 0, []
+        return total, [
+            f"{pad}for v in range(pid, {total}, G):",
+            *(pad + "    " + line for line in _dispatch(calls)),
+        ]
 
     def _call(self, op: OpInst, loops: dict[Var, int]) -> str:
         """The call of an operator's tile function; `{v}` stands for the virtual block."""
@@ -181,7 +258,7 @@ class _ProgramText:
         else:
             number = self.numbers[buffer]
             argument = Argument(f"tensor{number}", Memory.TENSOR, number, buffer.dtype)
-        self.arguments[argument.name] = argument
+        self.known_arguments[argument.name] = argument
         return f"{argument.name} + {start}" if start else argument.name
 
 

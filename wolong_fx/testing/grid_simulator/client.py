@@ -6,7 +6,7 @@ import atexit
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import BinaryIO, cast
@@ -15,12 +15,19 @@ import torch
 from torch import Tensor
 
 from wolong_fx.codegen.lower.value import TORCH_DTYPES
-from wolong_fx.codegen.triton import Argument, TritonSource, emit_program
+from wolong_fx.codegen.triton import (
+    Argument,
+    StagedSource,
+    StageLaunch,
+    StageLoop,
+    TritonSource,
+    emit_program,
+)
 from wolong_fx.codegen.triton import Memory as Where
 from wolong_fx.errors import KernelCheckFailed, ProgramFault
 from wolong_fx.ir.program import Program
 from wolong_fx.ir.types import Buffer, BufferKind, DType
-from wolong_fx.testing.grid_simulator.messages import Memory, Pointer, Reply, Request, receive, send
+from wolong_fx.testing.grid_simulator.messages import Launch, Memory, Pointer, Reply, Request, receive, send
 
 POISON = 0xFF
 """Every byte of memory that holds nothing: NaN as a float, -1 as an integer."""
@@ -28,7 +35,7 @@ POISON = 0xFF
 
 @dataclass(frozen=True)
 class SimulatedRun:
-    """Outputs with their buffers' strides, and counts of what happened in the last launch."""
+    """Outputs with their buffers' strides, and counts of what happened in all launches."""
 
     outputs: list[Tensor]
     counts: dict[str, int]
@@ -43,7 +50,7 @@ def simulate(
     seed: int = 0,
     switching: float = 0.05,
     launches: int = 1,
-    source: TritonSource | None = None,
+    source: TritonSource | StagedSource | None = None,
 ) -> SimulatedRun:
     """Run the kernel of a scheduled and planned program on simulated blocks.
 
@@ -51,7 +58,8 @@ def simulate(
     resident: blocks that fit on the device together; all by default
     switching: probability that a load or store lets another block go on; atomics always do
     launches: runs on the same memory, one after another
-    source: what to run instead of what the emitter makes of the program
+    source: what to run instead of what the emitter makes of the program; of a kernel for every stage, each is
+        launched on as many blocks as it has virtual ones
 
     Raises KernelCheckFailed (an IndexError) when a check of the kernel fails, and ProgramFault for races,
     deadlocks, reads of what nobody wrote and accesses outside all memory.
@@ -59,15 +67,16 @@ def simulate(
     source = source or emit_program(program)
     memories = _memories(program, inputs, source)
     numbers = {m.name: i for i, m in enumerate(memories)}
+    pointers = tuple(
+        (a.name, Pointer(numbers[_memory_of(a)], _torch_name(a.dtype))) for a in source.arguments
+    )
+    if isinstance(source, StagedSource):
+        once = tuple(_unrolled(source.launches, ()))
+    else:
+        once = (Launch("wolong", blocks),)
+    most = max((launch.blocks for launch in once), default=1)
     request = Request(
-        source.text,
-        tuple(memories),
-        tuple(Pointer(numbers[_memory_of(a)], _torch_name(a.dtype)) for a in source.arguments),
-        blocks,
-        resident or blocks,
-        seed,
-        switching,
-        launches,
+        source.text, tuple(memories), pointers, once * launches, resident or most, seed, switching
     )
     reply = _worker().ask(request)
     if reply.fault:
@@ -82,7 +91,19 @@ def simulate(
     )
 
 
-def _memories(program: Program, inputs: Sequence[Tensor], source: TritonSource) -> list[Memory]:
+def _unrolled(launches: Sequence[StageLaunch | StageLoop], trips: tuple[int, ...]) -> Iterator[Launch]:
+    """Every launch in order."""
+    for item in launches:
+        if isinstance(item, StageLaunch):
+            yield Launch(item.kernel, item.blocks, trips)
+        else:
+            for trip in range(item.trips):
+                yield from _unrolled(item.body, (*trips, trip))
+
+
+def _memories(
+    program: Program, inputs: Sequence[Tensor], source: TritonSource | StagedSource
+) -> list[Memory]:
     """Everything that the kernel may touch."""
     given = [b for b in program.buffers if b.kind.is_given]
     outputs = [b for b in program.buffers if b.kind is BufferKind.OUTPUT]

@@ -32,23 +32,33 @@ class Pointer:
 
 
 @dataclass(frozen=True)
-class Request:
-    """Run a kernel.
+class Launch:
+    """One launch of a kernel of the module.
 
-    text: a module with the kernel `wolong`
-    blocks, resident: blocks of the grid, and how many of them may have started without having ended
+    trips: of the loops around, by depth
+    """
+
+    kernel: str
+    blocks: int
+    trips: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Launch kernels one after another on the same memory, barrier words and all.
+
+    text: a module with the kernels
+    resident: blocks that may have started without having ended
     switching: probability that a load or store lets another block go on
-    launches: how often to run it on the same memory, barrier words and all
     """
 
     text: str
     memories: tuple[Memory, ...]
-    pointers: tuple[Pointer, ...]
-    blocks: int
+    pointers: tuple[tuple[str, Pointer], ...]
+    launches: tuple[Launch, ...]
     resident: int
     seed: int
     switching: float
-    launches: int
 
 
 @dataclass(frozen=True)

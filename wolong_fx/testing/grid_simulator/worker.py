@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -48,15 +50,15 @@ def main() -> None:
 
 def _answer(request: Request, folder: Path) -> Reply:
     try:
-        return _run(request, _load_kernel(request.text, folder))
+        return _run(request, _load_module(request.text, folder))
     except BaseException as error:
         found = original_error(error)
         is_ours = isinstance(found, Fault)
         return Reply(fault=str(found) if is_ours else f"{type(found).__name__}: {found}", is_ours=is_ours)
 
 
-def _load_kernel(text: str, folder: Path) -> Any:
-    """The kernel of a module; Triton reads its text from a file."""
+def _load_module(text: str, folder: Path) -> Any:
+    """A module of kernels; Triton reads their text from its file."""
     name = "kernel_" + sha256(text.encode()).hexdigest()[:16]
     if name not in sys.modules:
         path = folder / f"{name}.py"
@@ -65,37 +67,47 @@ def _load_kernel(text: str, folder: Path) -> Any:
         assert spec is not None and spec.loader is not None
         sys.modules[name] = module = module_from_spec(spec)
         spec.loader.exec_module(module)
-    return sys.modules[name].wolong
+    return sys.modules[name]
 
 
-def _run(request: Request, kernel: Any) -> Reply:
+def _run(request: Request, module: Any) -> Reply:
     memories = [_allocated(m) for m in request.memories]
     word, failure = torch.zeros(32, dtype=torch.int32).view(torch.uint32), torch.zeros(1, dtype=torch.int32)
-    granule = min((getattr(torch, p.dtype).itemsize for p in request.pointers), default=1)
-    shadow = Shadow(request.blocks, granule)
+    shadow = _shadow_of(request, memories, word, failure)
+    named: dict[str, Any] = {
+        name: memories[p.memory].view(getattr(torch, p.dtype)) for name, p in request.pointers
+    }
+    named |= {"word": word, "failure": failure}
+    counts: Counter[str] = Counter()
+    for number, launch in enumerate(request.launches):
+        scheduler = Scheduler(
+            launch.blocks,
+            request.resident,
+            request.seed + number,
+            partial(set_block, blocks=launch.blocks),
+        )
+        hooks = Hooks(shadow, scheduler, request.switching)
+        values = named | {f"t{depth}": trip for depth, trip in enumerate(launch.trips)} | {"G": launch.blocks}
+        kernel = getattr(module, launch.kernel)
+        arguments = {name: values[name] for name in kernel.arg_names}
+        with bound_arguments(kernel, arguments) as body, hooks.installed():
+            scheduler.run(body)
+        counts += hooks.counts + Counter(switches=scheduler.switches, launches=1)
+        shadow.end_launch()
+    sizes = [len(m.bytes) for m in request.memories]
+    return Reply(_contents(memories, sizes), int(failure.item()), counts=dict(counts))
+
+
+def _shadow_of(
+    request: Request, memories: list[torch.Tensor], word: torch.Tensor, failure: torch.Tensor
+) -> Shadow:
+    granule = min((getattr(torch, p.dtype).itemsize for _, p in request.pointers), default=1)
+    shadow = Shadow(max((launch.blocks for launch in request.launches), default=1), granule)
     for memory, tensor in zip(request.memories, memories, strict=True):
         shadow.add(memory.name, tensor.data_ptr(), len(memory.bytes), memory.is_given)
     shadow.add("barrier word", word.data_ptr(), 4, True)
     shadow.add("failure word", failure.data_ptr(), 4, True)
-    pointers = [memories[p.memory].view(getattr(torch, p.dtype)) for p in request.pointers]
-    names = [*kernel.arg_names]
-    arguments = dict(zip(names, [*pointers, word, failure, request.blocks], strict=True))
-    counts: dict[str, int] = {}
-    with bound_arguments(kernel, arguments) as body:
-        for launch in range(request.launches):
-            scheduler = Scheduler(
-                request.blocks,
-                request.resident,
-                request.seed + launch,
-                lambda b: set_block(b, request.blocks),
-            )
-            hooks = Hooks(shadow, scheduler, request.switching)
-            with hooks.installed():
-                scheduler.run(body)
-            counts = {**hooks.counts, "switches": scheduler.switches}
-            shadow.end_launch()
-    sizes = [len(m.bytes) for m in request.memories]
-    return Reply(_contents(memories, sizes), int(failure.item()), counts=counts)
+    return shadow
 
 
 def _allocated(memory: Memory) -> torch.Tensor:
