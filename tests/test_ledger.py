@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import wolong_fx
-from wolong_fx.ledger import ACTIONS, Ledger, user_line
+from wolong_fx.ledger import ACTIONS, PARTITIONS, PASSES, TRACED, Copies, Ledger, user_line
 
 INSIDE_TORCH = f'  File "{Path(torch.__file__).parent}/nn/modules/linear.py", line 5, in forward\n    ...\n'
 INSIDE_WOLONG = f'  File "{Path(wolong_fx.__file__).parent}/capture/rnn.py", line 6, in forward\n    ...\n'
@@ -108,3 +108,33 @@ def test_the_time_of_a_step_is_its_own_so_that_all_add_up_to_the_whole():
     assert 0 <= ledger.timings["one"] < 0.004
     assert 0.002 <= ledger.timings["outer"] <= whole - 0.008
     assert sum(ledger.timings.values()) == pytest.approx(whole, rel=0.2)
+
+
+def test_a_step_is_credited_with_the_copies_that_no_later_step_brings_back():
+    ledger = Ledger()
+    levels = {TRACED: 6, PASSES: 5, PARTITIONS: 5, "a": 4, "b": 1, "c": 2}
+    for step, number in levels.items():
+        ledger.count_copies(step, Copies(number, 8 * number))
+    assert ledger.copies_removed() == {PASSES: Copies(1, 8), "a": Copies(1, 8), "b": Copies(2, 16)}
+
+
+def test_copies_outside_of_kernels_stay():
+    ledger = Ledger()
+    for step, number in ((TRACED, 5), (PASSES, 5), (PARTITIONS, 2), ("lower", 0)):
+        ledger.count_copies(step, Copies(number, 8 * number))
+    assert ledger.copies_removed() == {"lower": Copies(2, 16)}
+
+
+def test_a_part_that_fails_removes_no_copy():
+    ledger = Ledger()
+    ledger.count_copies("lower", Copies(1, 8))
+    with pytest.raises(ValueError, match="mine"), ledger.copies_of_part():
+        ledger.count_copies("lower", Copies(2, 16))
+        raise ValueError("mine")
+    assert ledger.copies == {"lower": Copies(1, 8)}
+
+
+def test_a_graph_that_runs_as_it_came_removes_no_copy():
+    ledger = Ledger()
+    ledger.count_copies("lower", Copies())
+    assert ledger.copies_removed() == {}

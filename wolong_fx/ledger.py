@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import pairwise
 from math import inf
 from time import perf_counter
 from typing import Protocol
@@ -75,15 +76,51 @@ class LaunchTime:
         return f"{self.name} on {team}: {1e6 * self.predicted:.3g} us predicted, {took}"
 
 
+@dataclass(frozen=True)
+class Copies:
+    """Pieces of memory that are copied in one call, and the bytes written by that."""
+
+    number: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Copies) -> Copies:
+        return Copies(self.number + other.number, self.bytes + other.bytes)
+
+    def __sub__(self, other: Copies) -> Copies:
+        return Copies(self.number - other.number, self.bytes - other.bytes)
+
+    def __mul__(self, times: int) -> Copies:
+        return Copies(self.number * times, self.bytes * times)
+
+    def upto(self, other: Copies) -> Copies:
+        """The smaller number and the smaller size."""
+        return Copies(min(self.number, other.number), min(self.bytes, other.bytes))
+
+    def atleast(self, other: Copies) -> Copies:
+        """The larger number and the larger size."""
+        return Copies(max(self.number, other.number), max(self.bytes, other.bytes))
+
+    def __str__(self) -> str:
+        return f"{self.number} of {self.bytes:,} bytes"
+
+
+TRACED, PASSES, PARTITIONS = "traced", "passes", "partitions"
+"""What `Ledger.copies` counts before code generation: of all the graph, twice, and of its kernels' parts."""
+
+
 @dataclass
 class Ledger:
-    """Decisions, seconds by step, operator counts (before, after) by step and kernels of a compiled graph."""
+    """Decisions, seconds by step, operator counts (before, after) by step and kernels of a compiled graph.
+
+    copies: by step what is still copied in a call after it; see `copies_removed`
+    """
 
     decisions: list[Decision] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     op_counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     launch_times: list[LaunchTime] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=lambda: {"arena": 0, "eager": 0, "kept": 0})
+    copies: dict[str, Copies] = field(default_factory=dict)
     _inner: list[float] = field(default_factory=list, repr=False, compare=False)
 
     def note(self, step: str, node: object, action: str, because: str) -> None:
@@ -112,6 +149,51 @@ class Ledger:
         self.memory["kept"] += kept
         for name, size in (("arena", arena), ("eager", eager)):
             self.memory[name] = max(self.memory[name], size)
+
+    def count_copies(self, step: str, copies: Copies) -> None:
+        """Record what is still copied in a call after a step; the parts of a graph add up.
+
+        step: TRACED for the graph as it came and PASSES after the passes; what became of the parts that are
+            kernels, PARTITIONS before code generation and then the names of its steps, in order
+        """
+        self.copies[step] = self.copies.get(step, Copies()) + copies
+
+    @contextmanager
+    def copies_of_part(self) -> Iterator[None]:
+        """Forget the copies counted inside if that fails: torch then runs the part."""
+        before = dict(self.copies)
+        try:
+            yield
+        except BaseException:
+            self.copies = before
+            raise
+
+    def copies_removed(self) -> dict[str, Copies]:
+        """By step, the copies of a call that torch would make and we do not, with the bytes it would write.
+
+        A copy reads memory only to write it elsewhere; its bytes are those written. Torch: running the graph
+        that we were given, operator by operator. We: our kernels, and torch where it runs the rest. Copies
+        that torch would not make, such as the first states of loops, are subtracted; the packing of operands
+        of matrix products is not counted on either side. A step is credited with what no later one brings
+        back.
+        """
+        levels = self._levels()
+        limit = [given := levels.pop(TRACED, Copies())]
+        highest = Copies()
+        for left in reversed(levels.values()):
+            highest = highest.atleast(left)
+            limit.insert(1, highest.upto(given))
+        gone = [before - after for before, after in pairwise(limit)]
+        return {step: copies for step, copies in zip(levels, gone, strict=True) if copies != Copies()}
+
+    def _levels(self) -> dict[str, Copies]:
+        """What is copied in all of the graph after each step; empty of one that runs as it came."""
+        if TRACED not in self.copies:
+            return {}
+        whole = self.copies[PASSES]
+        elsewhere = whole - self.copies.get(PARTITIONS, Copies())
+        parts = {s: elsewhere + c for s, c in self.copies.items() if s not in (TRACED, PASSES, PARTITIONS)}
+        return {TRACED: self.copies[TRACED], PASSES: whole, **parts}
 
     def count(self, action: str) -> int:
         return sum(d.action == action for d in self.decisions)

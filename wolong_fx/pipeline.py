@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from wolong_fx import _torch_compat, codegen
 from wolong_fx.assemble import assemble_executor
 from wolong_fx.errors import WolongError
-from wolong_fx.ledger import Ledger
+from wolong_fx.ledger import PASSES, TRACED, Ledger
 from wolong_fx.options import Options
 from wolong_fx.passes.absorb_updates import AbsorbUpdates
 from wolong_fx.passes.base import Pass
@@ -149,13 +149,16 @@ def _compile(
         executor = assemble_executor(cut, find_kernel, results=results)
     if not executor.launches:
         return run_eagerly(gm, role, "no part of it became a kernel", ledger)
+    ledger.count_copies(PASSES, codegen.copies_of_torch(cut))
+    ledger.count_copies(TRACED, codegen.copies_of_torch(gm, role=role, results=results))
     return executor
 
 
 def _find_kernel(name: str, partition: GraphModule, options: Options, ledger: Ledger) -> Any:
     """The partition's kernel; None, said in log and ledger, where it could not be made."""
     try:
-        return codegen.compile_partition(partition, options, ledger)
+        with ledger.copies_of_part():
+            return codegen.compile_partition(partition, options, ledger)
     except Exception as error:
         because = f"{type(error).__name__}: {_first_line(error)}"
         warn_once(because, f"{name} runs eagerly: {error if isinstance(error, WolongError) else because}")

@@ -154,6 +154,7 @@ def _what_we_did(ours: Contender, first_call_s: float) -> dict[str, Any]:
         "kernel_launches": stats.launches,
         "fallbacks": dict(stats.fallbacks),
         "memory_bytes": stats.memory,
+        "copies_removed": {step: vars(copies) for step, copies in stats.copies_removed.items()},
         "compile_s": split_of(stats, first_call_s),
     }
 

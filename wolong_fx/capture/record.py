@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from wolong_fx._torch_compat import GraphBreak
 from wolong_fx.capture.expand_rnn import PACKED, is_break_of_packed_sequence
 from wolong_fx.capture.watch import Watch
-from wolong_fx.ledger import Ledger
+from wolong_fx.ledger import Copies, Ledger
 
 GRAPH_BREAK = "graph-break"  # the step of the ledger
 
@@ -85,6 +85,15 @@ class Stats:
         worst = max((ledger.memory for ledger in self.ledgers), key=lambda m: m["arena"], default={})
         return dict(worst)
 
+    @property
+    def copies_removed(self) -> dict[str, Copies]:
+        """By step, what all graphs together do not copy in a call of each; see `Ledger.copies_removed`."""
+        total: dict[str, Copies] = {}
+        for ledger in self.ledgers:
+            for step, copies in ledger.copies_removed().items():
+                total[step] = total.get(step, Copies()) + copies
+        return total
+
     def __str__(self) -> str:
         lines = [f"{self.graphs} graphs, {self.kernels_per_call} kernel launches a call"]
         if self.memory.get("arena"):
@@ -92,6 +101,9 @@ class Stats:
             lines.append(f"temporaries: {ours:.2f} MB in the arena, {eagers:.2f} MB at eager's peak")
         if self.memory.get("kept"):
             lines.append(f"kept between calls: {self.memory['kept'] / 1e6:.2f} MB made of weights")
+        if removed := self.copies_removed:
+            steps = ", ".join(f"{copies.number} by {step}" for step, copies in removed.items())
+            lines.append(f"copies removed: {sum(removed.values(), Copies())} ({steps})")
         lines += [str(launch) for ledger in self.ledgers for launch in ledger.launch_times]
         lines += [f"{count} x fell back: {reason}" for reason, count in self.fallbacks.most_common()]
         return "\n".join(lines)

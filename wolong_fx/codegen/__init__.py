@@ -6,6 +6,7 @@ The way through: `lower/` makes operator instances of FX nodes; the steps listed
 """
 
 from wolong_fx.codegen.compile import STEP_DOCS, STEPS, build_programs, compile_partition
+from wolong_fx.codegen.count_copies import copies_of_torch
 from wolong_fx.codegen.library_matmuls import why_left_to_library
 from wolong_fx.codegen.lower import why_unsupported
 from wolong_fx.codegen.products_in_loops import is_worth_steps
@@ -15,6 +16,7 @@ __all__ = [
     "STEP_DOCS",
     "build_programs",
     "compile_partition",
+    "copies_of_torch",
     "is_worth_steps",
     "why_left_to_library",
     "why_unsupported",

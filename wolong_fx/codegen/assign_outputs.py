@@ -12,6 +12,7 @@ from wolong_fx.codegen.alignment import find_point_map
 from wolong_fx.codegen.loops import Element, Exit, all_carry_buffers, map_ops, walk_ops
 from wolong_fx.codegen.rewrite import rewrite_op
 from wolong_fx.ir.expr import Access, Load
+from wolong_fx.ir.index import contiguous_strides, delinearise
 from wolong_fx.ir.program import OpInst
 from wolong_fx.ir.types import Buffer, BufferKind
 from wolong_fx.ledger import Ledger
@@ -58,14 +59,29 @@ class _Copy:
         a, b = self.source, self.target
         return (a.shape, a.strides) == (b.shape, b.strides) and self.load.index == self.store.index
 
+    @property
+    def is_reshape(self) -> bool:
+        """Whether the elements follow each other in the output as they do in the temporary."""
+        are_dense = all(b.strides == contiguous_strides(b.shape) for b in (self.source, self.target))
+        return are_dense and not self.load.gathers and self.load.offset() == self.store.offset()
+
     def redirect(self, access: Access) -> Access | None:
         """Where in the target an element of the temporary is; None if that cannot be solved for."""
         if self.is_plain:
             return Access(self.target, access.index)
         points = find_point_map(self.op, self.load, access)
         if points is None:
-            return None
+            return self._reshaped(access)
         return Access(self.target, tuple(i.substitute(points) for i in self.store.affine))
+
+    def _reshaped(self, access: Access) -> Access | None:
+        """The same place counted in the output's rows; None if that is no coordinate a dimension: readers
+        would no longer find what a writer computes.
+        """
+        if not self.is_reshape or access.gathers:
+            return None
+        index = delinearise(access.offset(), self.target.shape)
+        return Access(self.target, index) if all(len(i.terms) <= 1 for i in index) else None
 
     def can_move(self, touches: Mapping[Buffer, list[_Touch]]) -> bool:
         """Whether everybody who touches the temporary can do so in the target."""
@@ -99,7 +115,7 @@ def _is_whole(copy: _Copy) -> bool:
     same_size = copy.source.elements == copy.op.points
     if not same_type or not same_size or copy.load.gathers or copy.store.gathers:
         return False
-    return copy.is_plain or find_point_map(copy.op, copy.load, copy.load) is not None
+    return copy.is_plain or copy.is_reshape or find_point_map(copy.op, copy.load, copy.load) is not None
 
 
 def _keeps_lanes(copy: _Copy) -> bool:

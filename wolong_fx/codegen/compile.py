@@ -16,6 +16,7 @@ from wolong_fx.codegen.assign_outputs import assign_outputs
 from wolong_fx.codegen.batch_ops import batch_ops
 from wolong_fx.codegen.collapse_dims import collapse_dims
 from wolong_fx.codegen.cost_model import Forecast
+from wolong_fx.codegen.count_copies import copies_of_ops, copies_of_torch
 from wolong_fx.codegen.drop_dead_ops import drop_dead_ops
 from wolong_fx.codegen.eager_memory import eager_peak_bytes
 from wolong_fx.codegen.fuse_ops import fuse_ops
@@ -35,7 +36,7 @@ from wolong_fx.ir.program import Program
 from wolong_fx.ir.text import print_program
 from wolong_fx.ir.types import Buffer, BufferKind
 from wolong_fx.ir.verify import verify
-from wolong_fx.ledger import LaunchTime, Ledger
+from wolong_fx.ledger import PARTITIONS, LaunchTime, Ledger
 from wolong_fx.options import Options
 from wolong_fx.runtime import Kernel, ResidentKernel, Wiring
 
@@ -185,9 +186,12 @@ def build_programs(
         lowered = lower_graph(gm)
     inputs = [b for b in lowered.io if b.kind.is_given]
     splitter = PrepareSplitter(_static_inputs(gm, inputs, options))
+    ledger.count_copies(PARTITIONS, copies_of_torch(gm))
+    ledger.count_copies("lower", copies_of_ops(lowered.ops))
     ops = _run_steps(lowered.ops, BEFORE_SPLIT, options, ledger)
     with ledger.timed(SPLIT):
         ops = splitter.take(ops)
+    ledger.count_copies(SPLIT, copies_of_ops(ops))
     ops = _run_steps(ops, after_split(estimate), options, ledger)
     if PACK not in options.disable:
         with ledger.timed(PACK):
@@ -260,6 +264,7 @@ def _run_steps(
                 before = count_ops(ops)
                 ops = step(ops, ledger)
                 ledger.op_counts[name] = (before, count_ops(ops))
+                ledger.count_copies(name, copies_of_ops(ops))
     return ops
 
 
