@@ -165,6 +165,18 @@ def settings_for_aot() -> Iterator[None]:
         yield
 
 
+def donate_no_buffers() -> None:
+    """Have the wrapper of the graph that AOTAutograd compiles now allow retained graphs. 2.11, 2.13.
+
+    It refuses them unless the donated buffers are said to be none, and `settings_for_aot` leaves that unsaid.
+    """
+    from torch._guards import TracingContext
+
+    metadata = getattr(TracingContext.try_get(), "fw_metadata", None)
+    if metadata is not None:
+        metadata.bw_donated_idxs = []
+
+
 _TENSOR_GUARDS = "skip_tensor_guards_with_matching_dict_tags"
 
 
@@ -484,7 +496,7 @@ def can_differentiate_scan() -> bool:
 
 
 def find_step_layout() -> StepLayout | None:
-    """Of the forward that AOTAutograd compiles now; None where its wrapper does more than that. 2.13."""
+    """Of the forward that AOTAutograd compiles now; None where its wrapper does more. 2.11, 2.13."""
     from torch._guards import TracingContext
 
     metadata = getattr(TracingContext.try_get(), "fw_metadata", None)
@@ -497,15 +509,18 @@ def find_step_layout() -> StepLayout | None:
     if updated != changed or not all(_is_updated_data(metadata.input_info[i]) for i in updated):
         return None
     outputs = list(enumerate(metadata.output_info, len(updated)))
-    if not all(hasattr(output, "requires_grad_for_backward") for _, output in outputs):
-        return None  # torch 2.11 does not say which results the backward gets gradients of
     return StepLayout(
         updated=updated,
         results=metadata.num_forward,
         unsafe_views=tuple(i for i, output in outputs if output.output_type.name == "unsafe_view_alias"),
         constants=(*range(len(updated)), *(i for i, output in outputs if not output.requires_grad)),
-        tangents=tuple(i for i, output in outputs if output.requires_grad_for_backward),
+        tangents=tuple(i for i, output in outputs if _takes_gradient(output)),
     )
+
+
+def _takes_gradient(output: Any) -> bool:
+    """Whether the backward takes a gradient of this result; to 2.11 all that require one do."""
+    return getattr(output, "requires_grad_for_backward", output.requires_grad)
 
 
 _UNUSUAL_IN_TRAINING = (

@@ -101,14 +101,16 @@ def _compile_rolled(
 
     AOTAutograd then traces one step of a recurrence instead of all.
     """
-    if not _torch_compat.can_differentiate_scan() and _is_differentiated(example_inputs):
-        record.capture.note("reroll", "graph", "kept", "this torch differentiates rolled loops wrongly")
-        return None
+    is_wrong = _is_differentiated(example_inputs) and not _torch_compat.can_differentiate_scan()
     compiled = len(record.graphs)
     try:
-        rolled = pipeline.roll_loops(gm, example_inputs, options, record.capture)
+        # A loop that is not to be says nothing of itself.
+        rolled = pipeline.roll_loops(gm, example_inputs, options, Ledger() if is_wrong else record.capture)
         has_sequences = has_expansions(gm) and "reroll" not in options.disable
         if rolled is None and not has_sequences:
+            return None
+        if is_wrong:
+            record.capture.note("reroll", "graph", "kept", "this torch differentiates rolled loops wrongly")
             return None
         with steps_rolled():
             return _run_aot(rolled or gm, example_inputs, options, record)
@@ -202,6 +204,8 @@ def _compile_aten_graph(
     static = _torch_compat.find_static_inputs(gm) if role == "inference" else frozenset[int]()
     returned = _torch_compat.find_returned_inputs() if role == "inference" else {}
     _drop_results(gm, returned)
+    if role == "forward":
+        _torch_compat.donate_no_buffers()
     # Constants and a kernel's own tensors are real. What lies between the timed steps counts as our time too.
     with _torch_compat.outside_fake_mode(), ledger.timed("pipeline"):
         compiled = pipeline.compile_graph(

@@ -258,6 +258,17 @@ def test_a_backward_can_run_twice_over_a_retained_graph():
     torch.testing.assert_close(model[0].weight.grad, 2 * once)
 
 
+def test_a_graph_can_be_retained_after_a_backward_that_retained_none():
+    model, x = nn.Sequential(nn.Linear(3, 2), nn.Tanh()), sequence()
+    compiled = torch.compile(model, backend="wolong")
+    compiled(x).square().sum().backward()
+    once = model[0].weight.grad.clone()
+    loss = compiled(x).square().sum()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    torch.testing.assert_close(model[0].weight.grad, 3 * once)
+
+
 def test_an_output_is_not_overwritten_by_the_next_call():
     model = wolong_fx.optimize(nn.Sequential(nn.Linear(3, 2), nn.Tanh()))
     with torch.no_grad():
