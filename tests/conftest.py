@@ -51,6 +51,18 @@ def _can_mount() -> bool:
     )
 
 
+def _can_differentiate_scan() -> bool:
+    from wolong_fx._torch_compat import can_differentiate_scan
+
+    return can_differentiate_scan()
+
+
+def _keeps_assertions() -> bool:
+    import torch
+
+    return torch.__version__ >= "2.13"
+
+
 CAPABILITIES: dict[str, Capability] = {
     "none": Capability(lambda: True, ""),
     "cpu": Capability(_has_compiler, "needs a C++ compiler: g++ on PATH, or CXX"),
@@ -65,6 +77,12 @@ CAPABILITIES: dict[str, Capability] = {
     ),
     "gpu": Capability(_has_gpu, "needs a CUDA device"),
     "fabric": Capability(lambda: Path("/sys/class/infiniband").is_dir(), "needs an RDMA device"),
+    "scan_gradients": Capability(
+        _can_differentiate_scan, "needs a torch whose gradients of a scan are right: 2.13"
+    ),
+    "kept_assertions": Capability(
+        _keeps_assertions, "needs a torch that keeps operators that only assert when it traces: 2.13"
+    ),
     "engine": Capability(lambda: shutil.which("sbatch") is not None, "needs a running Slurm or Ray"),
 }
 

@@ -91,6 +91,7 @@ def test_inference_through_aot_keeps_every_bit(name):
     assert [len(graph.graph.find_nodes(op="call_function", target=SCAN)) for graph in graphs] == [1]
 
 
+@pytest.mark.scan_gradients
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_through_a_rolled_graph_are_those_of_the_unrolled(name):
     torch.manual_seed(0)
@@ -102,6 +103,7 @@ def test_gradients_through_a_rolled_graph_are_those_of_the_unrolled(name):
     assert [len(graph.graph.find_nodes(op="call_function", target=SCAN)) for graph in graphs] == [1, 1]
 
 
+@pytest.mark.scan_gradients
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_recurrent_modules_become_one_scan_a_layer_and_direction(kind):
     torch.manual_seed(0)
@@ -178,3 +180,48 @@ def test_a_rolled_graph_that_fails_is_compiled_unrolled_and_the_ledger_says_why(
     said = [d.because for d in record.capture.decisions if d.step == "reroll"]
     assert said == ["rolled, it fails: ValueError: no such loop"]
     assert "compiled with its loops unrolled" in caplog.text
+
+
+def train_by_us(model, x):
+    """Results and gradients, and the record."""
+    record = Record()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend.Backend(Options(), record), dynamic=False)
+    return gradients_of(compiled, model, x), record
+
+
+def gradients_of(function, model, x):
+    model.zero_grad()
+    result = function(x)
+    result.square().sum().backward()
+    return [result.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+def said_of_loops(record):
+    return [(d.action, d.because) for d in record.capture.decisions if d.step == "reroll"]
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("kind", ["written out", "LSTM"])
+def test_loops_are_trained_unrolled_where_torchs_gradients_of_them_are_wrong(kind, monkeypatch):
+    monkeypatch.setattr(_torch_compat, "can_differentiate_scan", lambda: False)
+    torch.manual_seed(0)
+    model = LiGRU(3, 4) if kind == "written out" else nn.Sequential(nn.LSTM(3, 4), First())
+    x = torch.randn(6, 2, 3)
+    ours, record = train_by_us(model, x)
+    torch.testing.assert_close(ours, gradients_of(model, model, x), atol=1e-5, rtol=1e-5)
+    assert said_of_loops(record) == [("kept", "this torch differentiates rolled loops wrongly")]
+
+
+@pytest.mark.cpu
+def test_a_model_without_loops_is_not_told_that_they_stay_unrolled(monkeypatch):
+    monkeypatch.setattr(_torch_compat, "can_differentiate_scan", lambda: False)
+    _, record = train_by_us(nn.Linear(3, 4), torch.randn(2, 3))
+    assert said_of_loops(record) == []
+
+
+@pytest.mark.cpu
+def test_loops_whose_gradients_would_be_wrong_are_rolled_for_inference(monkeypatch):
+    monkeypatch.setattr(_torch_compat, "can_differentiate_scan", lambda: False)
+    _, record = compile_by_us(LiGRU(3, 4), torch.randn(6, 2, 3))
+    assert [action for action, _ in said_of_loops(record)] != ["kept"] and said_of_loops(record)

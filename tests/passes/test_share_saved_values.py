@@ -102,6 +102,7 @@ def test_what_was_walked_is_saved_as_it_came(with_and_without):
     assert not [node for node in shared.forward.graph.nodes if node.target is aten.flip.default]
 
 
+@pytest.mark.scan_gradients
 def test_the_backward_reads_weights_as_invariants(with_and_without):
     shared, _ = with_and_without
     reasons = [d.because for d in shared.ledger.decisions if d.step == ShareSavedValues.name]
@@ -110,6 +111,7 @@ def test_the_backward_reads_weights_as_invariants(with_and_without):
     assert not [y for y in loop.ys if tuple(y.meta["val"].shape) == (WIDTH, WIDTH)]
 
 
+@pytest.mark.scan_gradients
 def test_the_gradient_of_a_weight_that_no_step_uses_is_not_saved():
     """A recurrent module's loop is shown the weights of the projection before it. Their gradient is zero in
     every step; torch has the forward keep these zeros a step, and the backward add them up.
