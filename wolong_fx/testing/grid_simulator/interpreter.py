@@ -32,11 +32,13 @@ on large quotients, numpy's does not."""
 
 def mend_interpreter() -> None:
     """Give the interpreter the elementary functions, and mend what it has wrong: conversions to bfloat16 of
-    subnormals, products of bfloat16 matrices, scalar comparisons that meet tensors.
+    subnormals, products of bfloat16 matrices, scalar comparisons that meet tensors, and (3.6, which numpy 2.4
+    no longer converts for) scalars as bounds of loops.
     """
     for name, function in ELEMENTARY.items():
         setattr(libdevice, name, _interpreted(function))
     interpreter._convert_float = _converted(interpreter._convert_float)
+    interpreter._patch_lang_tensor = _indexed(interpreter._patch_lang_tensor)
     mended = {"create_splat": _splat, "create_dot": _dot(interpreter_builder.create_dot)}
     for name, method in mended.items():
         setattr(interpreter_builder, name, method)
@@ -72,6 +74,14 @@ def _converted(original: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]
         return original(data, source, target, rounding)
 
     return convert
+
+
+def _indexed(original: Callable[..., None]) -> Callable[..., None]:
+    def patch(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    return patch
 
 
 def _interpreted(function: Callable[..., torch.Tensor]) -> Callable[..., Any]:
