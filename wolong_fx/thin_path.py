@@ -55,11 +55,11 @@ class ThinPath:
         compiled: `function` through Dynamo
         """
         self._compiled, self._ledger = compiled, ledger
-        write = direct.write_addresses
-        if direct.call is None or direct.entry is None or direct.newest is None or write is None:
+        helpers = direct.helpers
+        if direct.call is None or direct.entry is None or direct.newest is None or helpers is None:
             self._note("kept", direct.because)
             return compiled
-        self._make_entry, self._newest, self._write_addresses = direct.entry, direct.newest, write
+        self._make_entry, self._newest, self._helpers = direct.entry, direct.newest, helpers
         self._hooks = hooks_in(modules_of(self._inner))
         self._newest_hook = self._newest(self._hooks)
         self.call = direct.call(self._slow)
@@ -148,7 +148,7 @@ class ThinPath:
         if graph.training is not None:
             return Shortcut(_training_call(graph, graph.training), tuple(range(len(graph.inputs))))
         if isinstance(graph.run, Executor):
-            graph.run.write_addresses_by(self._write_addresses)
+            graph.run.launch_with(self._helpers)
             if set(graph.written or ()) <= set(graph.run.shortcut.order):
                 return graph.run.shortcut
         return Shortcut(graph.run, tuple(range(len(graph.inputs))))

@@ -8,6 +8,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/TensorBase.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
@@ -20,6 +21,8 @@
 #if PY_VERSION_HEX < 0x030B0000 || PY_VERSION_HEX >= 0x030D0000
 #error "dictionary version tags are known for Python 3.11 and 3.12"
 #endif
+
+PyObject* THPVariable_Wrap(const at::TensorBase&);  // its header takes 8 s to compile
 
 namespace {
 
@@ -711,6 +714,56 @@ PyObject* write_addresses(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+struct Shape {
+  at::ScalarType dtype;
+  std::vector<int64_t> sizes, strides;
+};
+using Shapes = std::vector<Shape>;
+
+// `self`: a capsule of Shapes
+PyObject* new_tensors(PyObject* self, PyObject*) {
+  const auto& shapes = *static_cast<const Shapes*>(PyCapsule_GetPointer(self, nullptr));
+  Ref list(PyList_New(static_cast<Py_ssize_t>(shapes.size())));
+  if (!list.get()) return nullptr;
+  try {
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      const auto& [dtype, sizes, strides] = shapes[i];
+      PyObject* tensor = THPVariable_Wrap(at::detail::empty_strided_cpu(sizes, strides, dtype, false));
+      if (!tensor) return nullptr;
+      PyList_SET_ITEM(list.get(), static_cast<Py_ssize_t>(i), tensor);
+    }
+  } catch (const std::exception& error) {  // no memory
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+  return list.release();
+}
+
+PyMethodDef new_tensors_method = {"new_tensors", new_tensors, METH_NOARGS,
+                                  "new_tensors(): tensors on the CPU, their content undefined."};
+
+PyObject* make_allocator(PyObject*, PyObject* templates) {
+  if (!PyTuple_CheckExact(templates) || tensor_offset < 0) {
+    PyErr_SetString(PyExc_TypeError, "make_allocator takes a tuple of tensors, after read_tensors_at");
+    return nullptr;
+  }
+  Ref shapes(PyCapsule_New(new Shapes, nullptr, [](PyObject* capsule) {
+    delete static_cast<Shapes*>(PyCapsule_GetPointer(capsule, nullptr));
+  }));
+  if (!shapes.get()) return nullptr;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(templates); ++i) {
+    PyObject* object = PyTuple_GET_ITEM(templates, i);
+    if (!PyObject_TypeCheck(object, tensor_type)) {
+      PyErr_SetString(PyExc_TypeError, "make_allocator takes tensors");
+      return nullptr;
+    }
+    const at::TensorBase& tensor = tensor_in(object);
+    static_cast<Shapes*>(PyCapsule_GetPointer(shapes.get(), nullptr))
+        ->push_back({tensor.scalar_type(), tensor.sizes().vec(), tensor.strides().vec()});
+  }
+  return PyCFunction_New(&new_tensors_method, shapes.get());
+}
+
 PyObject* newest(PyObject*, PyObject* dicts) {
   if (!PyTuple_CheckExact(dicts)) {
     PyErr_SetString(PyExc_TypeError, "newest takes a tuple of dictionaries");
@@ -727,6 +780,8 @@ PyMethodDef functions[] = {
      "read_tensors_at(offset, type): where in objects of this type and its subtypes their at::Tensor is."},
     {"write_addresses", reinterpret_cast<PyCFunction>(write_addresses), METH_FASTCALL,
      "write_addresses(to, count, tensors, addresses, tensors): write `count` addresses to address `to`."},
+    {"make_allocator", make_allocator, METH_O,
+     "make_allocator(templates): a function that returns a list of new tensors of such dtypes, sizes and strides."},
     {"newest", newest, METH_O, "newest(dicts): the latest of their version tags; each change of one raises it."},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "wolong_direct_call", "Calls without Dynamo.", -1, functions};

@@ -23,7 +23,7 @@ from wolong_fx import _torch_compat
 from wolong_fx.options import Options
 from wolong_fx.runtime.cache import KernelCache, cache_key
 from wolong_fx.runtime.compiler import build_library
-from wolong_fx.runtime.kernel import WriteAddresses
+from wolong_fx.runtime.kernel import Helpers
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 NAME = "wolong_direct_call"
@@ -40,13 +40,13 @@ class DirectCall(NamedTuple):
     call: Call(fallback), a callable with add(entry, limit) and forget()
     entry: Entry(*EntryParts(...))
     newest: the latest version tag of a tuple of dictionaries; each change of one of them raises it
-    write_addresses: what `Kernel.write_addresses_by` takes
+    helpers: what `Kernel.launch_with` takes
     """
 
     call: Callable[[Callable[..., Any]], Any] | None = None
     entry: Callable[..., Any] | None = None
     newest: Callable[[tuple[dict[Any, Any], ...]], int] | None = None
-    write_addresses: WriteAddresses | None = None
+    helpers: Helpers | None = None
     because: str = ""
 
 
@@ -110,7 +110,9 @@ def _find(cache_dir: str) -> DirectCall:
         module.read_tensors_at(access.offset, torch.Tensor)
     except Exception as error:
         return DirectCall(because=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
-    return DirectCall(module.Call, module.Entry, module.newest, module.write_addresses)
+    return DirectCall(
+        module.Call, module.Entry, module.newest, Helpers(module.write_addresses, module.make_allocator)
+    )
 
 
 def why_impossible(version: tuple[int, int], headers: Path) -> str:
@@ -146,6 +148,7 @@ def _flags() -> tuple[str, ...]:
         "-Wl,--no-as-needed",  # the libraries stand before the source that needs them
         "-lc10",
         "-ltorch_cpu",
+        "-ltorch_python",
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from wolong_fx.runtime.kernel import Kernel, WriteAddresses
+from wolong_fx.runtime.kernel import Helpers, Kernel
 
 _numbers = itertools.count()
 
@@ -87,11 +87,11 @@ class Executor:
             return Shortcut(step.kernel.launch, tuple(map(self.inputs.index, step.ins)))
         return Shortcut(self._call, tuple(range(len(self.inputs))))
 
-    def write_addresses_by(self, write: WriteAddresses) -> None:
+    def launch_with(self, helpers: Helpers) -> None:
         """For each kernel; see `Kernel`."""
         for step in self.steps:
             if isinstance(step, KernelStep):
-                step.kernel.write_addresses_by(write)
+                step.kernel.launch_with(helpers)
 
     def __reduce__(self) -> tuple[type[Executor], tuple[object, ...]]:
         return Executor, (self.steps, self.inputs, self.outputs)

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from struct import Struct
 from struct import error as StructError
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from wolong_fx.runtime.compiler import build_library
 from wolong_fx.runtime.image import ABI_VERSION, KernelImage, TensorSpec
 from wolong_fx.runtime.notices import warn_once
 from wolong_fx.runtime.openmp import OpenMP, find_openmp
-from wolong_fx.runtime.outputs import Outputs
+from wolong_fx.runtime.outputs import MakeAllocator, Outputs
 from wolong_fx.runtime.team import LoneRunner, TeamRunner
 
 _FIRST_TENSOR = 2
@@ -32,6 +33,13 @@ _libraries: dict[str, ctypes.CDLL] = {}
 
 WriteAddresses = Callable[[int, int, Sequence[Tensor], Sequence[int], Sequence[Tensor]], object]
 """Writes to an address so many addresses: of tensors, these, of tensors; ValueError for another number."""
+
+
+class Helpers(NamedTuple):
+    """Parts of a launch, in C."""
+
+    write_addresses: WriteAddresses
+    make_allocator: MakeAllocator
 
 
 class WolongHost(ctypes.Structure):
@@ -116,9 +124,10 @@ class Kernel:
         """The last inputs of launches to come, which must live and stay where they are as long as those."""
         return tuple(map(_address, tensors))
 
-    def write_addresses_by(self, write: WriteAddresses) -> None:
-        """From now on write argument blocks so: in C it takes a tenth of the time."""
-        self._write_addresses = write
+    def launch_with(self, helpers: Helpers) -> None:
+        """From now on write argument blocks and make outputs in C: a tenth and three quarters of the time."""
+        self._write_addresses = helpers.write_addresses
+        self._outputs.allocate_by(helpers.make_allocator)
 
     def allocate_outputs(self) -> list[Tensor]:
         """New tensors as image.outputs says, their content undefined."""

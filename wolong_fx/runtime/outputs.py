@@ -19,6 +19,9 @@ ALIGNMENT = 64
 WORTHWHILE = 4
 """Outputs of a shape, from which on one allocation is quicker than several."""
 
+MakeAllocator = Callable[[tuple[Tensor, ...]], Callable[[], list[Tensor]]]
+"""From templates to a function that makes tensors of their dtypes, shapes and strides on the CPU."""
+
 
 class Outputs:
     """Makes the tensors that `specs` describe, their content undefined.
@@ -34,14 +37,24 @@ class Outputs:
         in_rows = {position for positions in rows.values() for position in positions}
         self._count = len(specs)
         self._rows = [(positions, _row(spec, len(positions))) for spec, positions in rows.items()]
-        self._singles = [(i, _single(spec)) for i, spec in enumerate(specs) if i not in in_rows]
-        self._all = [allocate for _, allocate in self._singles]
+        self._positions = [i for i in range(len(specs)) if i not in in_rows]
+        self._singles = [_single(specs[i]) for i in self._positions]
+        self._specs = tuple(specs)
+        self._allocate_singles: Callable[[], list[Tensor]] = self._in_python
+
+    def allocate_by(self, make: MakeAllocator) -> None:
+        """From now on make so the tensors that are no parts of others."""
+        self._allocate_singles = make(tuple(_like(self._specs[i]) for i in self._positions))
+
+    def _in_python(self) -> list[Tensor]:
+        return [allocate() for allocate in self._singles]
 
     def allocate(self) -> list[Tensor]:
         """Fresh tensors in the order of the specs."""
+        singles = self._allocate_singles()
         if not self._rows:
-            return [allocate() for allocate in self._all]
-        made: dict[int, Tensor] = {position: allocate() for position, allocate in self._singles}
+            return singles
+        made = dict(zip(self._positions, singles, strict=True))
         for positions, allocate in self._rows:
             made.update(zip(positions, allocate(), strict=True))
         return [made[position] for position in range(self._count)]
@@ -71,6 +84,11 @@ def _row(spec: TensorSpec, count: int) -> Callable[[], Sequence[Tensor]]:
     template, length = _template(spec), spec.shape[0]
     shape = (count * length, *spec.shape[1:])
     return lambda: torch.unsafe_split(template.new_empty(shape), length)
+
+
+def _like(spec: TensorSpec) -> Tensor:
+    """A tensor of this description without memory."""
+    return torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="meta")
 
 
 def _template(spec: TensorSpec) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from wolong_fx.options import Options
-from wolong_fx.runtime.kernel import WriteAddresses
+from wolong_fx.runtime.kernel import Helpers
 from wolong_fx.runtime.watch import Watch
 
 
@@ -23,7 +23,7 @@ class Launchable(Protocol):
 
     def keep_together(self, positions: Collection[int]) -> None: ...
 
-    def write_addresses_by(self, write: WriteAddresses) -> None: ...
+    def launch_with(self, helpers: Helpers) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class ResidentKernel:
         """Allocate these outputs as one from now on; see `Kernel`."""
         self.run.keep_together(positions)
 
-    def write_addresses_by(self, write: WriteAddresses) -> None:
+    def launch_with(self, helpers: Helpers) -> None:
         """See `Kernel`."""
-        self.run.write_addresses_by(write)
+        self.run.launch_with(helpers)
 
     def _prepare(self, inputs: list[Tensor]) -> Kept:
         wiring = self.wiring

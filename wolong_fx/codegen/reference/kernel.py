@@ -34,7 +34,7 @@ class ReferenceKernel:
     def keep_together(self, positions: Collection[int]) -> None:
         """Nothing: every output has memory of its own, which is where to look for a fault."""
 
-    def write_addresses_by(self, write: object) -> None:
+    def launch_with(self, helpers: object) -> None:
         """Nothing: it reads tensors."""
 
     def __repr__(self) -> str:
