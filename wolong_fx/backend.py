@@ -66,9 +66,15 @@ def compile_dynamo_graph(
     """A callable with the inputs and outputs of `gm`, which runs eagerly where we cannot do better."""
     if not is_enabled():
         return gm.forward
-    inline_regions(gm)
     _torch_compat.guard_every_tensor()
     pipeline.check_options(options)
+    try:
+        inline_regions(gm)
+    except Exception as error:
+        because = _first_line(error)
+        logger.warning("a graph runs eagerly: its marked regions could not be written out (%s)", because)
+        record.capture.note("inline-regions", "graph", "fell-back", because)
+        return gm.forward
     if because := why_rnn_stays_whole(gm):
         record.capture.note("capture", "graph", "fell-back", because)
         return gm.forward

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+import wolong_fx
 from wolong_fx import backend
-from wolong_fx.capture.inline_regions import INVOKE, inline_regions
+from wolong_fx.capture.inline_regions import INVOKE, _Memory, inline_regions
 from wolong_fx.capture.record import Record
 from wolong_fx.options import Options
 from wolong_fx.testing.graphs import has_same_bits
@@ -64,7 +65,7 @@ def test_values_of_a_region_written_out_share_memory_as_they_do_when_it_runs():
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("is_training", [False, True])
+@pytest.mark.parametrize("is_training", [False, pytest.param(True, marks=pytest.mark.scan_gradients)])
 def test_steps_that_are_regions_become_a_loop(is_training):
     torch.manual_seed(0)
     model, x, record = Marked(), torch.randn(8, 2, 3), Record()
@@ -82,3 +83,46 @@ def test_steps_that_are_regions_become_a_loop(is_training):
         torch.testing.assert_close(ours, eager, atol=1e-5, rtol=1e-5)
     assert not any(ledger.fallbacks() for ledger in record.ledgers)
     assert [d.action for d in record.capture.decisions if d.step == "reroll"] == ["replaced"]
+
+
+class Twice(nn.Module):
+    @torch.compiler.nested_compile_region
+    def step(self, x):
+        return (x * 2).exp().tanh()
+
+    def forward(self, x):
+        return self.step(self.step(x))
+
+
+def test_a_region_that_cannot_be_written_out_costs_the_speed_alone(monkeypatch, caplog):
+    twin, calls = _Memory.twin, []
+
+    def fail_in_the_second_call(memory, value):
+        calls.append(value)
+        if len(calls) == 5:
+            raise ValueError("in the middle")
+        return twin(memory, value)
+
+    monkeypatch.setattr(_Memory, "twin", fail_in_the_second_call)
+    model, x = Twice(), torch.randn(3)
+    compiled = wolong_fx.optimize(model)
+    with torch.no_grad():
+        assert has_same_bits(compiled(x), model(x))
+    fallen = [d for d in wolong_fx.stats(compiled).ledgers[0].decisions if d.step == "inline-regions"]
+    assert [d.because for d in fallen] == ["ValueError: in the middle"]
+    assert caplog.text.count("its marked regions could not be written out") == 1
+
+
+def test_a_region_that_cannot_be_written_out_leaves_the_graph_as_it_was(monkeypatch):
+    graph_module, _ = dynamo_graph(Twice(), torch.randn(3))
+    before = [node.name for node in graph_module.graph.nodes]
+    twin, calls = _Memory.twin, []
+
+    def fail_late(memory, value):
+        calls.append(value)
+        return twin(memory, value) if len(calls) < 3 else 1 / 0
+
+    monkeypatch.setattr(_Memory, "twin", fail_late)
+    with pytest.raises(ZeroDivisionError):
+        inline_regions(graph_module)
+    assert [node.name for node in graph_module.graph.nodes] == before

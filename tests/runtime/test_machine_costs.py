@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -123,6 +124,22 @@ def test_no_half_written_file_is_left_or_read(options, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         keep_costs(USUAL, options, "portable", 2)
     assert list(Path(options.cache_dir, "machine").iterdir()) == []
+
+
+def test_a_command_killed_while_it_keeps_costs_leaves_those_before(options, child, monkeypatch, caplog):
+    before = replace(USUAL, cycle=1e-9)
+    keep_costs(before, options, "portable", 2)
+
+    def killed_before_the_disk_has_it() -> bool:
+        monkeypatch.setattr(os, "fsync", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        return bool(keep_costs(USUAL, options, "portable", 2))
+
+    victim = child(killed_before_the_disk_has_it)
+    assert not victim.succeeds() and victim.process.exitcode == -signal.SIGKILL
+    assert machine_costs(options, "portable", 2).cycle == before.cycle
+    keep_costs(replace(USUAL, cycle=2e-9), options, "portable", 2)
+    assert machine_costs(options, "portable", 2).cycle == 2e-9
+    assert caplog.text == ""
 
 
 def test_costs_are_kept_as_plain_numbers():

@@ -19,7 +19,10 @@ INVOKE = torch.ops.higher_order.invoke_subgraph
 
 
 def inline_regions(graph_module: GraphModule) -> None:
-    """Write every call of a region out, in place; the fake values of each have memory of their own."""
+    """Write every call of a region out, in place; the fake values of each have memory of their own.
+
+    Where that fails, the graph still computes the same.
+    """
     calls = graph_module.graph.find_nodes(op="call_function", target=INVOKE)
     for call in calls:
         _write_out(graph_module, call)
@@ -38,13 +41,19 @@ def _write_out(graph_module: GraphModule, call: Node) -> None:
     memory = _Memory()
     for given, operand in known.items():
         memory.stands_for(given.meta.get("example_value"), operand.meta.get("example_value"))
-    with graph_module.graph.inserting_before(call):
-        for node in region.graph.nodes:
-            if node.op not in ("placeholder", "output"):
+    written: list[Node] = []
+    try:
+        for node in (n for n in region.graph.nodes if n.op not in ("placeholder", "output")):
+            with graph_module.graph.inserting_before(call):
                 known[node] = graph_module.graph.node_copy(node, known.__getitem__)
-                known[node].meta["example_value"] = memory.twin(node.meta.get("example_value"))
+            written.append(known[node])
+            known[node].meta["example_value"] = memory.twin(node.meta.get("example_value"))
             if node.op == "get_attr":
                 known[node].target = _hoist(graph_module, region, str(attribute.target), str(node.target))
+    except Exception:  # beside the call, effects of its half would happen twice
+        for node in reversed(written):
+            graph_module.graph.erase_node(node)
+        raise
     results: Any = region.graph.output_node().args[0]
     for part in list(call.users):  # operator.getitem, all of them
         part.replace_all_uses_with(known[results[part.args[1]]])
