@@ -273,6 +273,29 @@ def test_parts_of_products_that_meet_keep_the_product_in_the_loop():
     assert matmuls(stay(gated, *inputs)) == ([], [(ROWS, 3 * HIDDEN)] * 2)
 
 
+def test_a_product_stays_that_the_states_product_adds_itself():
+    def model(x, h, w, u):
+        def step(h, x, w, u):
+            new = torch.tanh(torch.addmm(x @ w, h, u))
+            return new, new.clone()
+
+        return SCAN(step, (h,), (x,), (w, u))
+
+    assert matmuls(stay(model, *tensors(*RECURRENT))) == ([], [(ROWS, HIDDEN)] * 2)
+
+
+def test_a_product_that_is_also_multiplied_leaves():
+    def model(x, h, w, u):
+        def step(h, x, w, u):
+            both = x @ w
+            new = torch.tanh(torch.addmm(both, h, u) + h @ torch.tanh(both.mT @ both))
+            return new, new.clone()
+
+        return SCAN(step, (h,), (x,), (w, u))
+
+    assert (STEPS * ROWS, HIDDEN) in matmuls(stay(model, *tensors(*RECURRENT)))[0]
+
+
 def test_a_product_stays_in_a_loop_that_walks_backwards():
     inputs = tensors(*RECURRENT)
     after = stay(lambda x, *rest: recurrent(x.flip(0), *rest), *inputs)

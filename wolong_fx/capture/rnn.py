@@ -2,7 +2,8 @@
 
 `torch.lstm`, `gru`, `rnn_tanh`, `rnn_relu` and their cells arrive as one opaque call each. Here they are the
 same functions in plain tensor operators, shaped for a compiler: one matmul projects the inputs of ALL steps
-outside of the recurrence, a step has one matmul for all its gates, and the state stays (B, H).
+outside of the recurrence (of a loop without gradients, its passes choose where), a step has one matmul for
+all its gates, and the state stays (B, H).
 
 Shapes: T steps, B batch, I inputs, H hidden, P = projection size or H, G = gates * H, L layers, D directions.
 The recurrences are those documented at torch.nn.LSTM, GRU and RNN.
@@ -108,10 +109,11 @@ def run_direction(
     kind: Recurrence, x_TBI: Tensor, state: State, w: Weights, *, reverse: bool
 ) -> tuple[Tensor, State]:
     """One layer in one direction: hidden states (T, B, P) in the order of the input, and the last state."""
-    projected_TBG = project_inputs(kind, x_TBI, w)
-    if _steps_are_rolled.get() and len(projected_TBG) >= FEWEST_ROLLED:
-        return _scan_direction(kind, projected_TBG, state, w, reverse=reverse)
-    projected = projected_TBG.unbind(0)
+    if _steps_are_rolled.get() and len(x_TBI) >= FEWEST_ROLLED:
+        if torch.is_grad_enabled():
+            return _scan_direction(kind.step, project_inputs(kind, x_TBI, w), state, w, reverse=reverse)
+        return _scan_direction(_projecting(kind), x_TBI, state, w, reverse=reverse)
+    projected = project_inputs(kind, x_TBI, w).unbind(0)
     hidden = []
     for x_BG in reversed(projected) if reverse else projected:
         state = kind.step(x_BG, state, w)
@@ -119,20 +121,29 @@ def run_direction(
     return torch.stack(hidden[::-1] if reverse else hidden), state
 
 
+def _projecting(kind: Recurrence) -> Step:
+    """A step from the input (B, I): what leaves the loop, and whether that pays, is for the loop's passes."""
+
+    def step(x_BI: Tensor, state: State, w: Weights) -> State:
+        return kind.step(project_inputs(kind, x_BI, w), state, w)
+
+    return step
+
+
 def _scan_direction(
-    kind: Recurrence, x_TBG: Tensor, state: State, w: Weights, *, reverse: bool
+    take: Step, x_T: Tensor, state: State, w: Weights, *, reverse: bool
 ) -> tuple[Tensor, State]:
     """The same as one `scan`. It wants what a step returns, and what it starts with, in memory of its own."""
 
     def step(*given: Tensor) -> list[Tensor]:
-        carried, x_BG, tensors = given[: len(state)], given[len(state)], given[len(state) + 1 :]
-        following = kind.step(x_BG, carried, w._replace(**dict(zip(weights, tensors, strict=True))))
+        carried, x, tensors = given[: len(state)], given[len(state)], given[len(state) + 1 :]
+        following = take(x, carried, w._replace(**dict(zip(weights, tensors, strict=True))))
         return [t.clone() for t in (*following, following[0])]
 
     initial = [t.clone(memory_format=torch.contiguous_format) for t in state]
     weights = {name: t for name, t in w._asdict().items() if t is not None}
     *last, hidden_TBP = torch.ops.higher_order.scan(
-        step, initial, [x_TBG.flip(0) if reverse else x_TBG], list(weights.values())
+        step, initial, [x_T.flip(0) if reverse else x_T], list(weights.values())
     )
     return hidden_TBP.flip(0) if reverse else hidden_TBP, tuple(last)
 

@@ -80,12 +80,20 @@ def _is_added_to_one_of(bound: Collection[Node], product: Node, lifted: Collecti
     """Whether all that it is used for, point by point, meets a product among `bound` that is used so too."""
     pending, meetings = [product], set[Node]()
     while pending:
-        users = list(pending.pop().users)
+        value = pending.pop()
+        sums = {user for user in value.users if _is_added_by(bound, user, value)}
+        users = [user for user in value.users if user not in sums]
         if not all(map(_is_by_points, users)):
             return False
         pending += [user for user in users if user in lifted]
-        meetings |= {user for user in users if user not in lifted}
+        meetings |= sums | {user for user in users if user not in lifted}
     return bool(meetings) and all(_is_made_of(bound, meeting) for meeting in meetings)
+
+
+def _is_added_by(bound: Collection[Node], user: Node, value: Node) -> bool:
+    """Whether a product among `bound` adds a value itself: addmm(value, state, weights)."""
+    is_sum = user in bound and user.target is torch.ops.aten.addmm.default
+    return is_sum and user.args[0] is value and value not in user.args[1:]
 
 
 def _is_made_of(bound: Collection[Node], node: Node) -> bool:
