@@ -20,15 +20,15 @@ from math import inf
 
 from wolong_fx.codegen.cpp.cuts import Cutter
 from wolong_fx.codegen.cpp.machine import MACHINES, Machine
-from wolong_fx.codegen.cpp.signature import (
+from wolong_fx.codegen.cpp.tiles import Planner
+from wolong_fx.codegen.cpp.traffic import ops_in, touched_bytes
+from wolong_fx.codegen.cpp.work import Work, op_work
+from wolong_fx.codegen.signature import (
     Bindings,
     Key,
     outer_variables,
     signature,
 )
-from wolong_fx.codegen.cpp.tiles import Planner
-from wolong_fx.codegen.cpp.traffic import ops_in, touched_bytes
-from wolong_fx.codegen.cpp.work import Work, op_work
 from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
 from wolong_fx.runtime import MachineCosts
 

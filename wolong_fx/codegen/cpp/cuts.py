@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from wolong_fx.codegen.cpp.machine import MACHINES, Machine
-from wolong_fx.codegen.cpp.signature import Bindings, Key, outer_variables, signature
 from wolong_fx.codegen.cpp.team import team_of
 from wolong_fx.codegen.cpp.tiles import Planner, block_order, op_cycles
+from wolong_fx.codegen.signature import Bindings, Key, outer_variables, signature
 from wolong_fx.ir.program import OpInst, Program, Stage
 
 SMALL_STAGE = 1500.0

@@ -10,18 +10,18 @@ from math import inf
 from wolong_fx.codegen.cpp.cuts import Cutter
 from wolong_fx.codegen.cpp.machine import MACHINES, Machine
 from wolong_fx.codegen.cpp.prelude import emit_scalars, emit_vectors
-from wolong_fx.codegen.cpp.signature import Binding, Bindings, Key, signature
 from wolong_fx.codegen.cpp.tables import Run, Tables, emit_tables
 from wolong_fx.codegen.cpp.team import BACKWARDS, ENTRY_POINTS, TEAM, emit_layout, team_of
 from wolong_fx.codegen.cpp.tile_function import TileFunction, TileFunctionText
 from wolong_fx.codegen.cpp.tiles import Planner
 from wolong_fx.codegen.cpp.traffic import outgrows
 from wolong_fx.codegen.cpp.vector_math import emit_libm_declarations
+from wolong_fx.codegen.emission import describe_users, lay_out_constants
+from wolong_fx.codegen.signature import Binding, Bindings, Key, signature
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
-from wolong_fx.ir.types import Buffer, BufferKind
+from wolong_fx.ir.types import BufferKind
 
-CONSTANT_ALIGNMENT = 64
 _ARENA, _CONSTANTS, _FIRST_TENSOR = 0, 1, 2
 
 
@@ -72,7 +72,7 @@ class _ProgramText:
         self.checks: list[str] = []
         self.emitted: dict[Key, _Emitted] = {}
         self.used: dict[int, set[str]] = {}
-        self.constants, self.offsets = _lay_out_constants(program)
+        self.constants, self.offsets = lay_out_constants(program)
         given = [b for b in program.buffers if b.kind.is_given]
         tensors = given + [b for b in program.buffers if b.kind is BufferKind.OUTPUT]
         self.slots = {b: i for i, b in enumerate(tensors, _FIRST_TENSOR)}
@@ -103,7 +103,11 @@ class _ProgramText:
 
     def _namespace(self, lanes: int, functions: Sequence[_Emitted]) -> str:
         """The vector types of one lane count, and the tile functions that use them."""
-        texts = [_comment(e) + e.function.text + "\n" for e in functions if e.function.lanes == lanes]
+        texts = [
+            describe_users(e.users, "//") + e.function.text + "\n"
+            for e in functions
+            if e.function.lanes == lanes
+        ]
         prelude = emit_vectors(self.machine, lanes, self.used[lanes])
         title = f"// ---- tile functions of {lanes} lanes\n"
         return f"namespace lanes{lanes} {{\n{prelude}\n{title}\n" + "\n".join(texts) + "}\n"
@@ -183,32 +187,9 @@ class _ProgramText:
         return self.slots[buffer], start
 
 
-def _lay_out_constants(program: Program) -> tuple[bytes, dict[Buffer, int]]:
-    """All constants in one piece of memory, each aligned, and where each is."""
-    memory, offsets = bytearray(), {}
-    for buffer in program.buffers:
-        if buffer.kind is BufferKind.CONSTANT:
-            memory += bytes(-len(memory) % CONSTANT_ALIGNMENT)
-            offsets[buffer] = len(memory)
-            memory += buffer.data or b""
-    return bytes(memory), offsets
-
-
 def _libm_declarations(text: str) -> str:
     """Declarations of the libm functions that a text calls; kernels include no headers."""
     lines = emit_libm_declarations()
     called = set(re.findall(r"(\w+)\(", text))
     wanted = [line for line in lines if line.split("(")[0].split()[-1] in called]
     return 'extern "C" {\n' + "\n".join(wanted) + "\n}\n" if wanted else ""
-
-
-def _comment(emitted: _Emitted) -> str:
-    """Which operators a tile function runs, and what they were made from."""
-    first, users = emitted.users[0], len(emitted.users)
-    domain = " x ".join(f"{d.var.name} {d.extent}" for d in first.dims) or "one point"
-    title = first.name + (f" and {users - 1} alike" if users > 1 else "")
-    lines = [f"// {title}: {domain}, in blocks of {' x '.join(map(str, first.tile)) or '1'}"]
-    if first.made_from:
-        shown = ", ".join(first.made_from[:8]) + (", ..." if len(first.made_from) > 8 else "")
-        lines.append(f"// from {shown}")
-    return "\n".join(lines) + "\n"

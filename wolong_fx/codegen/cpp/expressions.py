@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from wolong_fx.codegen.cpp.analysis import Analysis
+from wolong_fx.codegen.analysis import Analysis, operands_first
 from wolong_fx.codegen.cpp.memory import Context, MemoryText
 from wolong_fx.codegen.cpp.pointwise import (
     Use,
@@ -57,7 +57,7 @@ class ExpressionText:
     def _order(self, roots: Sequence[Expr]) -> list[Expr]:
         key = tuple(id(r) for r in roots)
         if key not in self._orders:
-            self._orders[key] = _operands_first(roots, self._operands)
+            self._orders[key] = operands_first(roots, self._operands)
         return self._orders[key]
 
     def _named(self, value: Value, ctx: Context) -> Value:
@@ -118,19 +118,3 @@ class ExpressionText:
         text = f"nonzero({divisor.text}, failure, {number}{active})"
         name = ctx.scopes.define(c_type(divisor.dtype, divisor.is_vector), text, needs)
         return replace(divisor, text=name, needs=needs)
-
-
-def _operands_first(roots: Sequence[Expr], operands: Callable[[Expr], tuple[Expr, ...]]) -> list[Expr]:
-    """Every node once, operands before users; iterative, since fused graphs grow deep."""
-    order: list[Expr] = []
-    seen: set[int] = set()
-    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
-    while stack:
-        node, is_done = stack.pop()
-        if is_done:
-            order.append(node)
-        elif id(node) not in seen:
-            seen.add(id(node))
-            stack.append((node, True))
-            stack += [(a, False) for a in reversed(operands(node)) if id(a) not in seen]
-    return order

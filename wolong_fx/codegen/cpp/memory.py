@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from wolong_fx.codegen.cpp.pointwise import Use, as_vectors, binary_text, const_text
 from wolong_fx.codegen.cpp.scope import C_TYPES, Scopes, Value, c_type, index_text
-from wolong_fx.codegen.cpp.signature import Bindings
+from wolong_fx.codegen.signature import Bindings
 from wolong_fx.ir.expr import Access, Load
 from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.program import Store

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Literal
 
-from wolong_fx.codegen.cpp.analysis import find_factors
+from wolong_fx.codegen.analysis import find_factors
 from wolong_fx.codegen.cpp.machine import MACHINES
 from wolong_fx.codegen.cpp.panels import COLUMN, Operand, Panels, step_variables
 from wolong_fx.codegen.cpp.place_panels import find_places, place_in_panels

@@ -12,8 +12,8 @@ from wolong_fx.codegen.cpp.expressions import ExpressionText
 from wolong_fx.codegen.cpp.memory import STORAGE_TYPES, Active, Context, MemoryText
 from wolong_fx.codegen.cpp.reductions import Cell, ReductionText
 from wolong_fx.codegen.cpp.scope import Scope, Scopes
-from wolong_fx.codegen.cpp.signature import Bindings
 from wolong_fx.codegen.cpp.tiles import Planner, block_order
+from wolong_fx.codegen.signature import Bindings
 from wolong_fx.ir.expr import Load
 from wolong_fx.ir.index import Index, IndexLike, Var
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, prod
 
-from wolong_fx.codegen.cpp.analysis import Analysis, find_factors, loads_at_steps, loads_below
+from wolong_fx.codegen.analysis import Analysis, find_factors, loads_at_steps, loads_below
 from wolong_fx.codegen.cpp.machine import MACHINES, Machine
-from wolong_fx.codegen.cpp.signature import accesses
+from wolong_fx.codegen.signature import accesses
 from wolong_fx.ir.expr import Binary, Expr, Load, Reduce, Unary
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import OpInst

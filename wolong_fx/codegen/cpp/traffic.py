@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 
-from wolong_fx.codegen.cpp.signature import accesses, inner_variables
+from wolong_fx.codegen.signature import accesses, inner_variables
 from wolong_fx.ir.program import Item, Loop, OpInst, Stage
 from wolong_fx.ir.types import Buffer
 

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from wolong_fx.codegen.cpp.signature import Binding, Bindings, Key, signature
+from wolong_fx.codegen.emission import describe_users, lay_out_constants
+from wolong_fx.codegen.signature import Binding, Bindings, Key, signature
 from wolong_fx.codegen.triton.tile_function import TileFunction, TileFunctionText
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
-from wolong_fx.ir.types import Buffer, BufferKind, DType
-
-CONSTANT_ALIGNMENT = 64
+from wolong_fx.ir.types import BufferKind, DType
 
 _HEADER = '''\
 """Program {name}: emitted by Wolong FX."""
@@ -138,7 +137,7 @@ class _ProgramText:
         self.emitted: dict[Key, _Emitted] = {}
         self.known_arguments: dict[str, Argument] = {}
         self.checks: list[str] = []
-        self.constants, self.offsets = _lay_out_constants(program)
+        self.constants, self.offsets = lay_out_constants(program)
         given = [b for b in program.buffers if b.kind.is_given]
         tensors = given + [b for b in program.buffers if b.kind is BufferKind.OUTPUT]
         self.numbers = {b: i for i, b in enumerate(tensors)}
@@ -167,7 +166,7 @@ class _ProgramText:
 
     def _module(self, imports: Sequence[str], kernels: Sequence[str]) -> str:
         header = _HEADER.format(name=self.program.name) + "".join(imports) + _LIBRARY
-        functions = [_comment(e) + e.function.text for e in self.emitted.values()]
+        functions = [describe_users(e.users, "#") + e.function.text for e in self.emitted.values()]
         return "\n\n".join([header, *functions, *kernels]) + "\n"
 
     def _kernel(self, name: str, more: Sequence[str], body: Sequence[str]) -> str:
@@ -272,26 +271,3 @@ def _dispatch(calls: Sequence[tuple[int, str]]) -> list[str]:
         lines += [test, "    " + call.format(v=f"v - {first}" if first else "v")]
         first += blocks
     return lines
-
-
-def _lay_out_constants(program: Program) -> tuple[bytes, dict[Buffer, int]]:
-    """All constants in one piece of memory, each aligned, and where each is."""
-    memory, offsets = bytearray(), {}
-    for buffer in program.buffers:
-        if buffer.kind is BufferKind.CONSTANT:
-            memory += bytes(-len(memory) % CONSTANT_ALIGNMENT)
-            offsets[buffer] = len(memory)
-            memory += buffer.data or b""
-    return bytes(memory), offsets
-
-
-def _comment(emitted: _Emitted) -> str:
-    """Which operators a tile function runs, and what they were made from."""
-    first, users = emitted.users[0], len(emitted.users)
-    domain = " x ".join(f"{d.var.name} {d.extent}" for d in first.dims) or "one point"
-    title = first.name + (f" and {users - 1} alike" if users > 1 else "")
-    lines = [f"# {title}: {domain}, in blocks of {' x '.join(map(str, first.tile)) or '1'}"]
-    if first.made_from:
-        shown = ", ".join(first.made_from[:8]) + (", ..." if len(first.made_from) > 8 else "")
-        lines.append(f"# from {shown}")
-    return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from wolong_fx.codegen.cpp.signature import Bindings
+from wolong_fx.codegen.signature import Bindings
 from wolong_fx.codegen.triton.names import Names, NumberCheck
 from wolong_fx.codegen.triton.pointwise import STORAGE_TYPES, Value
 from wolong_fx.codegen.triton.scope import Scope

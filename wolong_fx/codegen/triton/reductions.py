@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from wolong_fx.codegen.cpp.analysis import Analysis
+from wolong_fx.codegen.analysis import Analysis
 from wolong_fx.codegen.triton.names import Names
 from wolong_fx.codegen.triton.pointwise import REGISTER_TYPES, STORAGE_TYPES, Value, const_value, rounded
 from wolong_fx.codegen.triton.scope import Axis, Scope, subscript

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from wolong_fx.codegen.cpp.analysis import Analysis
-from wolong_fx.codegen.cpp.signature import Bindings
+from wolong_fx.codegen.analysis import Analysis, operands_first
+from wolong_fx.codegen.signature import Bindings
 from wolong_fx.codegen.triton.memory import MemoryText
 from wolong_fx.codegen.triton.names import Names, NumberCheck
 from wolong_fx.codegen.triton.pointwise import (
@@ -210,19 +210,12 @@ def _index_value(at: Index, scope: Scope) -> Value:
 
 
 def _operands_first(roots: Sequence[Expr], scope: Scope) -> list[Expr]:
-    """What has no value yet, operands before users; iterative, since fused graphs grow deep. What a reduction
-    computes at other points is left to it.
-    """
-    order: list[Expr] = []
-    seen: set[int] = set()
-    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
-    while stack:
-        node, is_done = stack.pop()
-        if is_done:
-            order.append(node)
-        elif id(node) not in seen and scope.find(id(node)) is None:
-            seen.add(id(node))
-            stack.append((node, True))
-            if not isinstance(node, Reduce):
-                stack += [(a, False) for a in reversed(node.args) if id(a) not in seen]
-    return order
+    """What has no value yet, operands before users; what a reduction computes at other points is its own."""
+    missing = [root for root in roots if scope.find(id(root)) is None]
+
+    def operands(node: Expr) -> tuple[Expr, ...]:
+        if isinstance(node, Reduce):
+            return ()
+        return tuple(a for a in node.args if scope.find(id(a)) is None)
+
+    return operands_first(missing, operands)

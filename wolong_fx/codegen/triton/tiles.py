@@ -3,7 +3,7 @@ points."""
 
 from __future__ import annotations
 
-from wolong_fx.codegen.cpp.analysis import Analysis
+from wolong_fx.codegen.analysis import Analysis
 from wolong_fx.codegen.triton.reductions import SMALLEST_DOT
 from wolong_fx.ir.expr import Reduce
 from wolong_fx.ir.program import OpInst

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -137,3 +137,22 @@ def loads_at_steps(reduce: Reduce) -> Iterator[Load]:
 def loads_below(node: Expr) -> Iterator[Load]:
     """Every load that `node` is computed from."""
     return (n for n in walk([node]) if isinstance(n, Load))
+
+
+def operands_first(roots: Sequence[Expr], operands: Callable[[Expr], tuple[Expr, ...]]) -> list[Expr]:
+    """Every node once, operands before users; iterative, since fused graphs grow deep.
+
+    operands: of a node, those that must come before it
+    """
+    order: list[Expr] = []
+    seen: set[int] = set()
+    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
+    while stack:
+        node, is_done = stack.pop()
+        if is_done:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack += [(a, False) for a in reversed(operands(node)) if id(a) not in seen]
+    return order
