@@ -24,7 +24,7 @@ def tidy_scan(scan: Scan, editor: Editor) -> None:
 
 def _make_invariants_of_carries(scan: Scan, editor: Editor) -> None:
     for index, (old, new) in enumerate(zip(scan.carries, scan.new_carries, strict=True)):
-        if old is not new:
+        if _without_copies(new) is not old:
             continue
         because = "every step hands on what it got"
         for result in scan.results(index):
@@ -33,6 +33,13 @@ def _make_invariants_of_carries(scan: Scan, editor: Editor) -> None:
             invariant = add_invariant(scan, scan.inits[index])
             old.replace_all_uses_with(invariant, delete_user_cb=lambda user: user.op != "output")
             editor.tell(old, "replaced", because)
+
+
+def _without_copies(value: Node) -> Node:
+    """What a value is a copy of; torch lets no carry be handed on as it is."""
+    while is_call(value, aten.clone.default) and isinstance(value.args[0], Node):
+        value = value.args[0]
+    return value
 
 
 def _make_invariants_of_slices(scan: Scan, editor: Editor) -> None:
