@@ -219,7 +219,7 @@ class Quantiles(nn.Module):
         ).sum()
         labels = (y > 0).long() + (y > 1).long()
         nll = F.cross_entropy(error, labels, label_smoothing=0.1, weight=torch.tensor([1.0, 2.0, 0.5]).to(x))
-        # Not one number for all rows: its terms cancel, and eager's luck with one rounding would be the measure.
+        # Not one number for all rows: its terms cancel, and eager's luck with one rounding would measure us.
         kl = F.kl_div(error.log_softmax(-1), x[:, :3].softmax(-1), reduction="none").sum(-1)
         return (
             pinball,
