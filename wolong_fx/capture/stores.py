@@ -9,6 +9,7 @@ from __future__ import annotations
 import dis
 import re
 import sys
+from ast import literal_eval
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import CodeType
@@ -93,7 +94,7 @@ class _Reader:
         output = re.fullmatch(rf"{RESULT}\[(\d+)\]", str(value))
         if output is None:
             raise _Unknown("a store of something else")
-        self.stores.append(Store(str(holder), str(eval(key)), int(output[1])))
+        self.stores.append(Store(str(holder), str(literal_eval(key)), int(output[1])))
 
 
 def _load_global(reader: _Reader, step: dis.Instruction) -> None:
@@ -128,7 +129,7 @@ def _build_map(reader: _Reader, step: dis.Instruction) -> None:
 
 def _build_map_of_constants(reader: _Reader, step: dis.Instruction) -> None:
     *values, keys = reader.pop((step.arg or 0) + 1)
-    reader.stack.append(dict(zip(map(repr, eval(keys)), values, strict=True)))
+    reader.stack.append(dict(zip(map(repr, literal_eval(keys)), values, strict=True)))
 
 
 def _store_local(reader: _Reader, step: dis.Instruction) -> None:
