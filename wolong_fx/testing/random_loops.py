@@ -33,7 +33,9 @@ def random_loop(
     body = _Body(rng, [*carries, *slices, *invariants], dtype)
     for _ in range(operators):
         rng.choice(MAKERS)(body)
-    outputs = [body.new_carry(place, shape) for place, shape in enumerate(carries)]
+    outputs: list[Node] = []
+    for place, shape in enumerate(carries):
+        outputs.append(body.new_carry(place, shape, outputs))
     outputs += rng.choices(body.nodes, k=rng.randint(1, 3))
     body.graph.output(tuple(outputs))
     shapes = [*carries, *((trips, *shape) for shape in slices), *invariants]
@@ -88,7 +90,7 @@ class _Body(GraphBuilder):
         """A value of that shape so far."""
         return self.pick(lambda value: tuple(value.shape) == shape)
 
-    def new_carry(self, place: int, shape: tuple[int, ...]) -> Node:
+    def new_carry(self, place: int, shape: tuple[int, ...], others: Sequence[Node]) -> Node:
         """What the next step gets: a value of this one, added to the old carry, or a copy of the carry."""
         old, new = self.placeholders[place], self.shaped(shape) or self.placeholders[place]
         if shape == SQUARE and self.rng.random() < 0.6:
@@ -96,8 +98,9 @@ class _Body(GraphBuilder):
             if left is not None and right is not None:
                 new = self.call(aten.mm.default, self.call(aten.permute.default, left, [1, 0]), right)
         new = self.call(aten.add.Tensor, old, new) if self.rng.random() < 0.5 else new
-        # torch lets no carry share memory with what the step sees: a copy, of the strides it has by itself.
-        is_own = new.op == "call_function" and not is_view(new)
+        # torch lets no carry share memory with another, or with what the step sees: a copy, of the strides
+        # it has by itself.
+        is_own = new.op == "call_function" and not is_view(new) and new not in others
         return new if is_own else self.call(aten.clone.default, new, memory_format=torch.contiguous_format)
 
 
