@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wolong_fx.codegen.reference.machine import run_program
-from wolong_fx.codegen.triton import StageLaunch, choose_tile, emit_stages
+from wolong_fx.codegen.triton import StageLaunch, choose_tile, emit_program, emit_stages, tile_function
 from wolong_fx.ir.expr import Binary, Cast, Gather, Reduce, Where
 from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.program import OpInst, Program, Store
@@ -128,6 +128,14 @@ def test_a_gathered_position_is_used_only_where_there_is_one():
     value = Where(Binary("gt", row, f32(0.0)), row, f32(0.5))
     p.stage(operator("gathered", (i, j), Store(at(y, i, j), value), tile=(3, 4)))
     check(p.build(), blocks=3)
+
+
+@pytest.mark.parametrize("name", ["mlp", "recurrence", "concat"])
+def test_offsets_that_need_it_are_64_bits_wide(name, monkeypatch):
+    assert "wide" not in emit_program(TYPICAL[name]()).text
+    monkeypatch.setattr(tile_function, "LARGE", 1)
+    assert "wide = tl.full((), 0, tl.int64)" in emit_program(TYPICAL[name]()).text
+    check(TYPICAL[name](), blocks=2)
 
 
 # ---- a kernel for every stage

@@ -147,11 +147,11 @@ class ReductionText:
         env = {**scope.env, **_flat_env(group, at)}
         bound = scope.bound.union(*(node.over for node in group))
         if size == 1:
-            return Scope(scope.axes, env, bound, scope)
+            return Scope(scope.axes, env, bound, scope, is_wide=scope.is_wide)
         mask = f"m_{at.name}" if at.extent % size else None
         lift = "[" + ":, " * len(scope.axes) + "None]"
         axes = (*(axis.lifted(lift) for axis in scope.axes), Axis(at, size, at.name, mask))
-        return Scope(axes, env, bound, scope, lift)
+        return Scope(axes, env, bound, scope, lift, scope.is_wide)
 
     def _accumulate(self, node: Reduce, body: Value, child: Scope, along: tuple[Axis, ...]) -> _Accumulator:
         """Combine a body with what was accumulated, and say what that starts from."""
@@ -223,7 +223,8 @@ class ReductionText:
         for var, axes_of in ((along_rows, 1), (along_lanes, 0)):
             axis = Axis(var, size, var.name, f"m_{var.name}" if mask else None)
             axes = (row, axis) if axes_of else (axis, lane)
-            sides.append(Scope(axes, {**scope.env, **_flat_env(group, var)}, bound, scope))
+            env = {**scope.env, **_flat_env(group, var)}
+            sides.append(Scope(axes, env, bound, scope, is_wide=scope.is_wide))
         left, right = sides
         products = []
         for node in group:

@@ -39,6 +39,7 @@ class Scope:
     env: indices of the variables of the program, in position variables
     bound: variables of reductions that have a value here
     lift: what turns a tensor of the parent into one of this scope
+    is_wide: whether indices may need more than 32 bits
     named: the name of each expression that stands in a line of its own
     """
 
@@ -47,6 +48,7 @@ class Scope:
     bound: frozenset[Var] = frozenset()
     parent: Scope | None = None
     lift: str = ""
+    is_wide: bool = False
     lines: list[str] = field(default_factory=list)
     values: dict[int, Value] = field(default_factory=dict)
     named: dict[str, str] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class Scope:
     def _term(self, atom: Var | Quotient | Remainder, factor: int) -> str:
         if isinstance(atom, Var):
             text = next((axis.name for axis in self.axes if axis.at == atom), atom.name)
+            text = f"(wide + {text})" if self.is_wide else text
         else:
             low, _ = atom.of.bounds()
             of, is_quotient = self.index_text(atom.of), isinstance(atom, Quotient)

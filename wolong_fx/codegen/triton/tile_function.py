@@ -25,6 +25,9 @@ from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.program import OpInst
 from wolong_fx.ir.types import DType
 
+LARGE = 1 << 31
+"""Elements of a buffer whose offsets need 64 bits."""
+
 DIVISIONS = frozenset("floordiv truncdiv mod fmod".split())
 DIVISION_BY_ZERO = "ZeroDivisionError"
 """Message of the check of every integer division, as torch words it."""
@@ -113,7 +116,10 @@ class TileFunctionText:
                 axes.insert(0, self._axis(i, at, tiled, lines))
             else:
                 lines.append(f"x{i} = b{i}")
-        return lines, Scope(tuple(axes), env)
+        is_wide = any(p.buffer.span_bytes >= LARGE * p.buffer.dtype.bytes for p in self.bindings.pointers)
+        if is_wide:
+            lines.append("wide = tl.full((), 0, tl.int64)")
+        return lines, Scope(tuple(axes), env, is_wide=is_wide)
 
     def _block_position(self, stride: int, blocks: int) -> str:
         at = "b" if stride == 1 else f"b // {stride}"
