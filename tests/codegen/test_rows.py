@@ -14,6 +14,7 @@ from wolong_fx.codegen.served_dims import served_dims, serves_equally
 from wolong_fx.ir.expr import Reduce
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
+from wolong_fx.testing.oracle import assert_results_close, widened
 from wolong_fx.testing.tracing import trace_core
 
 
@@ -101,33 +102,35 @@ def compiled_rows(request):
     return wolong_fx.optimize(function, min_ops=1), function, request.param
 
 
-def same_as_float64(compiled, function, dtype, *inputs):
-    exact = function(*(t.double() for t in inputs))
-    slack = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2}[dtype]
-    for name, a, b in zip((*ROW_FUNCTIONS, "normalize"), compiled(*inputs), exact, strict=True):
-        torch.testing.assert_close(
-            a.double(), b, rtol=slack, atol=slack, equal_nan=True, msg=lambda m, n=name: n + m
-        )
+def close_to_float64(compiled, function, *inputs):
+    """Rows far from zero: standardising them in bfloat16 is wrong by the rounding of a mean, in eager too."""
+    exact = function(*map(widened, inputs))
+    names = (*ROW_FUNCTIONS, "normalize")
+    for name, a, b, c in zip(names, compiled(*inputs), function(*inputs), exact, strict=True):
+        if a.dtype == torch.float64:
+            torch.testing.assert_close(a, c, rtol=1e-12, atol=1e-12, equal_nan=True, msg=name)
+        else:
+            assert_results_close(a, b, c, cancels=True, what=name)
 
 
 @pytest.mark.parametrize("shape", [(12, 70), (1, 33), (9, 16)])
 def test_kernels_compute_rows_of_any_length(compiled_rows, shape):
     compiled, function, dtype = compiled_rows
     x, w = (torch.randn(shape) + torch.arange(shape[0])[:, None]).to(dtype), torch.rand(shape[1]).to(dtype)
-    same_as_float64(compiled, function, dtype, x, w)
+    close_to_float64(compiled, function, x, w)
 
 
 def test_kernels_keep_nan_and_infinities_to_their_rows(compiled_rows):
     compiled, function, dtype = compiled_rows
     x, w = torch.randn(12, 70).to(dtype), torch.rand(70).to(dtype)
     x[1, 3], x[4, 69], x[7] = math.nan, math.inf, -math.inf
-    same_as_float64(compiled, function, dtype, x, w)
+    close_to_float64(compiled, function, x, w)
 
 
 def test_kernels_read_rows_that_are_columns_in_memory(compiled_rows):
     compiled, function, dtype = compiled_rows
     x, w = torch.randn(70, 12).to(dtype).t(), torch.rand(140).to(dtype)[::2]
-    same_as_float64(compiled, function, dtype, x, w)
+    close_to_float64(compiled, function, x, w)
 
 
 @pytest.mark.parametrize("shape", [(4, 5000), (3, 40), (20, 9000)])
