@@ -86,8 +86,8 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
     ),
     "TritonFailed": (
         {"architecture": "sm_90", "because": "no", "source": "kept/k.py"},
-        "Triton made no kernel for sm_90: no. The source is in 'kept/k.py'; report it with the version of "
-        "Triton.",
+        "Triton made no kernel for sm_90: no. 'kept/k.py' says how to see that again, with nothing but "
+        "Triton: please report it.",
     ),
     "IsaNotHere": (
         {"isa": "avx512", "missing": ["avx512f"], "best": "avx2"},

@@ -148,8 +148,8 @@ class TritonFailed(WolongError):
     """Triton, or the assembler behind it, gave no binary of a source that we made."""
 
     template = (
-        "Triton made no kernel for {architecture}: {because}. The source is in {source!r}; report it with "
-        "the version of Triton."
+        "Triton made no kernel for {architecture}: {because}. {source!r} says how to see that again, with "
+        "nothing but Triton: please report it."
     )
 
 

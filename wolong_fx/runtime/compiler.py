@@ -99,12 +99,18 @@ def build_library(source: str, flags: Sequence[str], directory: Path, *, limit: 
     return library
 
 
-def keep_source(source: str, suffix: str = ".cpp") -> str:
-    """Write a source that would not compile where a person can read it; the path, or why there is none.
+def kept_path(source: str, suffix: str) -> Path:
+    """Where a person finds a source that would not compile.
 
     Named by its content, so that failing again and again leaves one file.
     """
-    path = Path(tempfile.gettempdir()) / f"wolong_fx-{sha256(source.encode()).hexdigest()[:12]}{suffix}"
+    digest = sha256(source.encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"wolong_fx-{digest}{suffix}"
+
+
+def keep_source(source: str, path: Path | None = None) -> str:
+    """Write a source that would not compile where a person can read it; the path, or why there is none."""
+    path = path or kept_path(source, ".cpp")
     try:
         with suppress(FileExistsError), open(path, "x") as kept:
             kept.write(source)

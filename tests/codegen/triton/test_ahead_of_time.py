@@ -15,7 +15,6 @@ from packaging.version import Version
 
 from wolong_fx.codegen.triton import BARRIERS, choose_tile, emit_program
 from wolong_fx.codegen.triton.image import image_of
-from wolong_fx.errors import TritonFailed
 from wolong_fx.ir.program import OpInst
 from wolong_fx.runtime.gpu import ARCHITECTURES, TritonBinary, TritonImage, build_triton
 from wolong_fx.testing.kernels import map_ops
@@ -80,26 +79,3 @@ def test_the_barrier_arrives_after_the_block_has_met_and_polls_before_it_meets_a
         polls = [kind for kind in order[i:] if kind != "meet"][:2]
         assert polls == ["arrive", "poll"]
         assert "meet" in order[order.index("poll", i) :]
-
-
-def test_what_triton_rejects_is_reported_with_its_source():
-    wrong = replace(image("mlp", "sm_90"), text="def wolong(: no")
-    with pytest.raises(TritonFailed, match="SyntaxError") as failed:
-        build_triton(wrong)
-    path = Path(str(failed.value.facts["source"]))
-    assert path.read_text() == wrong.text
-    path.unlink()
-
-
-def test_a_compiler_that_hangs_is_stopped():
-    wrong = replace(image("mlp", "sm_90"), text="import time\ntime.sleep(60)")
-    with pytest.raises(TritonFailed, match="stopped after 3 s") as failed:
-        build_triton(wrong, limit=3)
-    Path(str(failed.value.facts["source"])).unlink()
-
-
-def test_a_compiler_that_crashes_takes_no_one_along():
-    wrong = replace(image("mlp", "sm_90"), text="import os\nos.abort()")
-    with pytest.raises(TritonFailed, match="SIGABRT") as failed:
-        build_triton(wrong)
-    Path(str(failed.value.facts["source"])).unlink()

@@ -2,7 +2,8 @@
 beforehand."""
 
 from wolong_fx.runtime.gpu.architectures import ARCHITECTURES, Architecture, resident_blocks
-from wolong_fx.runtime.gpu.build import TritonBinary, TritonImage, build_triton
+from wolong_fx.runtime.gpu.build import TritonBinary, build_triton
+from wolong_fx.runtime.gpu.image import TritonImage
 
 __all__ = [
     "ARCHITECTURES",

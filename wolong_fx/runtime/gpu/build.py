@@ -6,41 +6,25 @@ No GPU is needed. What ptxas says of registers and spills comes back with the co
 
 from __future__ import annotations
 
-import pickle
+import json
+import os
 import signal
 import sys
-from dataclasses import asdict, dataclass, field
+from base64 import b64decode
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+from subprocess import PIPE, Popen, TimeoutExpired
 
 from wolong_fx.errors import TritonFailed
-from wolong_fx.runtime.compiler import keep_source
 from wolong_fx.runtime.gpu.architectures import Architecture, resident_blocks
+from wolong_fx.runtime.gpu.image import TritonImage
+from wolong_fx.runtime.gpu.standalone import keep_repro, standalone
 
 TIME_LIMIT = 300.0
 """Seconds for one kernel: twenty times the slowest seen, so only a stuck compiler meets it."""
 
-
-LIBRARY = Path(__file__).parents[2] / "codegen" / "triton"
-"""Where the modules are that emitted text imports."""
-
-
-@dataclass(frozen=True)
-class TritonImage:
-    """What a binary is made from.
-
-    text: a module with the kernel `wolong`
-    pointers: Triton's type of every pointer argument but the last two, by name and in order
-    blocks: of the grid
-    warps, stages: of a block; steps of a loop that loads may run ahead
-    """
-
-    text: str
-    pointers: tuple[tuple[str, str], ...]
-    architecture: Architecture
-    blocks: int
-    warps: int = 4
-    stages: int = 3
+WORKER = Path(__file__).with_name("build_worker.py")
 
 
 @dataclass(frozen=True)
@@ -76,31 +60,51 @@ def build_triton(image: TritonImage, *, limit: float = TIME_LIMIT) -> TritonBina
     """Compile a kernel.
 
     limit: seconds
-    Raises TritonFailed when Triton or ptxas fails, crashes or takes longer.
+    Raises TritonFailed when Triton or ptxas fails, crashes, takes longer, or answers nonsense.
     """
-    request = asdict(image) | {"library": str(LIBRARY), "capability": image.architecture.capability}
-    command = [sys.executable, "-P", str(Path(__file__).with_name("build_worker.py"))]
-    process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True)
+    request = {"module": standalone(image), "capability": image.architecture.capability}
+    status, reply, said = _ask(json.dumps(request).encode(), limit)
+    if status is None:
+        raise _failed(image, f"it was stopped after {limit:g} s", said, limit)
+    if status != 0:
+        raise _failed(image, f"its process ended with {_ending(status)}{_last_line(said)}", said, limit)
     try:
-        said, _ = process.communicate(pickle.dumps(request), timeout=limit)
-    except TimeoutExpired:
-        raise _failed(image, f"it was stopped after {limit:g} s") from None
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    if process.returncode != 0 or not said:
-        raise _failed(image, f"its process ended with {_ending(process.returncode)}")
-    result = pickle.loads(said)
-    if isinstance(result, str):
-        raise _failed(image, result)
-    return TritonBinary(**result, warps=image.warps, architecture=image.architecture)
+        result = json.loads(reply)
+        if "error" not in result:
+            result["code"] = b64decode(result["code"], validate=True)
+            return TritonBinary(**result, warps=image.warps, architecture=image.architecture)
+    except (ValueError, TypeError, KeyError):  # no JSON, no object, or other fields
+        raise _failed(image, f"its process answered {reply[:60]!r}", said, limit) from None
+    raise _failed(image, result["error"], said, limit)
 
 
-def _failed(image: TritonImage, because: str) -> TritonFailed:
-    source = keep_source(image.text, suffix=".py")
-    return TritonFailed(architecture=image.architecture.name, because=because, source=source)
+def _ask(request: bytes, limit: float) -> tuple[int | None, bytes, str]:
+    """Exit status (None past the limit), answer and last words of a compiler's process.
+
+    Its group is killed as a whole: ptxas, which it runs, would go on without it.
+    """
+    command = [sys.executable, "-P", str(WORKER)]
+    with Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True) as process:
+        try:
+            reply, said = process.communicate(request, timeout=limit)
+            return process.returncode, reply, said.decode(errors="replace")
+        except TimeoutExpired as error:
+            return None, b"", (error.stderr or b"").decode(errors="replace")
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _failed(image: TritonImage, because: str, said: str, limit: float) -> TritonFailed:
+    return TritonFailed(
+        architecture=image.architecture.name, because=because, source=keep_repro(image, because, said, limit)
+    )
 
 
 def _ending(status: int) -> str:
     return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+
+
+def _last_line(said: str) -> str:
+    lines = said.strip().splitlines()
+    return f" ({lines[-1].strip()})" if lines else ""

@@ -5,67 +5,43 @@ Run as a file, so that nothing of Wolong FX and no torch is imported: half a sec
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import re
 import subprocess
 import sys
+from base64 import b64encode
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
-import triton
-from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
-from triton.compiler import ASTSource
 
-HAND_WRITTEN = ("library", "barrier")
-"""Modules that emitted text imports. They are loaded without their package, which would bring torch along."""
-
-ALIGNED = [["tt.divisibility", 16]]
 SHOWN = 600
 
 
 def main() -> None:
     """Compile what stdin asks for."""
-    replies = os.fdopen(os.dup(1), "wb")
+    replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not stand in the reply
-    request = pickle.load(sys.stdin.buffer)
+    request = json.load(sys.stdin)
     with TemporaryDirectory() as folder:
         try:
-            result: object = _compile(request, Path(folder))
+            result = _compile(request["module"], request["capability"], Path(folder))
         except Exception as error:
-            result = f"{type(error).__name__}: {str(error).strip()[-SHOWN:]}"
-    replies.write(pickle.dumps(result))
+            result = {"error": _described(error)}
+    json.dump(result, replies)
     replies.flush()
 
 
-def _compile(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The fields of a TritonBinary, of those of a TritonImage."""
-    for name in HAND_WRITTEN:
-        _load(f"wolong_fx.codegen.triton.{name}", Path(request["library"]) / f"{name}.py")
-    path = folder / "kernel.py"
-    path.write_text(request["text"])
-    pointers = dict(request["pointers"]) | {"word": "*u32", "failure": "*i32"}
-    source = ASTSource(
-        fn=_load("kernel", path).wolong,
-        signature={**pointers, "G": "constexpr"},
-        constexprs={"G": request["blocks"]},
-        attrs={(i,): ALIGNED for i in range(len(pointers))},
-    )
-    options = {
-        "num_warps": request["warps"],
-        "num_stages": request["stages"],
-        "launch_cooperative_grid": True,
-        "enable_fp_fusion": True,
-    }
-    capability = request["capability"]
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+def _compile(module: str, capability: int, folder: Path) -> dict[str, Any]:
+    """The fields of a TritonBinary, of a module that `standalone` has made."""
+    built = _load(module, folder / "kernel.py").compile_kernel()
     registers, spilled = _resources(built.asm["ptx"], capability, folder)
     return {
-        "code": built.asm["cubin"],
+        "code": b64encode(built.asm["cubin"]).decode(),
         "assembly": built.asm["ptx"],
         "registers": registers,
         "spill_bytes": spilled,
@@ -73,10 +49,18 @@ def _compile(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _load(name: str, path: Path) -> ModuleType:
-    spec = spec_from_file_location(name, path)
+def _described(error: BaseException) -> str:
+    """An error and what it came from: Triton's own says where, the one below it says what."""
+    text = f"{type(error).__name__}: {str(error).strip()[-SHOWN:]}"
+    return f"{text}: {_described(error.__cause__)}" if error.__cause__ else text
+
+
+def _load(text: str, path: Path) -> ModuleType:
+    """A module of kernels; Triton reads their text from its file."""
+    path.write_text(text)
+    spec = spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
-    sys.modules[name] = module = module_from_spec(spec)
+    sys.modules[path.stem] = module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
