@@ -90,10 +90,13 @@ class Analysis:
     def _stride(self, access: Access, var: Var, span: int) -> int | None:
         if any(var in self.free[id(g.value)] for g in access.gathers):
             return None
+        offset = access.offset()
+        if not offset.uses_nested(var):
+            return offset.coefficient(var) if min(span, var.extent) > 1 else 0
         step = Var("step", min(span, var.extent))
         block = Var("block", max(2, -(-var.extent // span)))
         whole = Index.of(step) + (Index.of(block) * span if span < var.extent else 0)
-        offset = access.offset().substitute({var: whole})
+        offset = offset.substitute({var: whole})
         return None if offset.uses_nested(step) else offset.coefficient(step)
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from wolong_fx.ir.index import Index, Var
+from wolong_fx.ir.index import Index, Var, combine
 from wolong_fx.ir.types import Buffer, DType
 
 UNARY = frozenset(
@@ -59,8 +60,12 @@ class Access:
 
     def offset(self) -> Index:
         """Element offset of the part that is not gathered."""
+        return self._offset
+
+    @cached_property
+    def _offset(self) -> Index:
         pairs = zip(self.index, self.buffer.strides, strict=True)
-        return sum((i * s for i, s in pairs if isinstance(i, Index)), Index())
+        return combine((i, stride) for i, stride in pairs if isinstance(i, Index))
 
     def same_element(self, other: Access) -> bool:
         """Whether both name the same element at every point, for certain."""

@@ -21,8 +21,16 @@ class Var:
     name: str
     extent: int
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def rank(self) -> tuple[int, str]:
+        """Where the atom stands among the terms of a sum."""
+        return 2, self.name
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,11 @@ class Quotient:
     def __str__(self) -> str:
         return f"({self.of})//{self.by}"
 
+    @cached_property
+    def rank(self) -> tuple[int, str]:
+        """Where the atom stands among the terms of a sum."""
+        return 0, str(self)
+
 
 @dataclass(frozen=True)
 class Remainder:
@@ -46,6 +59,11 @@ class Remainder:
     def __str__(self) -> str:
         return f"({self.of})%{self.by}"
 
+    @cached_property
+    def rank(self) -> tuple[int, str]:
+        """Where the atom stands among the terms of a sum."""
+        return 1, str(self)
+
 
 Atom = Var | Quotient | Remainder
 IndexLike = Union["Index", Var, int]
@@ -53,7 +71,7 @@ IndexLike = Union["Index", Var, int]
 
 @dataclass(frozen=True)
 class Index:
-    """`constant + sum(coefficient * atom)`; terms are sorted by text and have no zero coefficient."""
+    """`constant + sum(coefficient * atom)`; terms are sorted by rank and have no zero coefficient."""
 
     constant: int = 0
     terms: tuple[tuple[Atom, int], ...] = ()
@@ -76,7 +94,10 @@ class Index:
 
     def __add__(self, other: IndexLike) -> Index:
         other = Index.of(other)
-        return _sum(self.constant + other.constant, (*self.terms, *other.terms))
+        constant = self.constant + other.constant
+        if not self.terms or not other.terms:
+            return Index(constant, self.terms or other.terms)
+        return _sum(constant, (*self.terms, *other.terms))
 
     __radd__ = __add__
 
@@ -92,6 +113,8 @@ class Index:
     def __mul__(self, factor: int) -> Index:
         if not factor:
             return Index()
+        if factor == 1:
+            return self
         return Index(self.constant * factor, tuple((a, c * factor) for a, c in self.terms))
 
     __rmul__ = __mul__
@@ -169,10 +192,8 @@ class Index:
         """This index with variables replaced; simplified again."""
         if not self._variables & values.keys():
             return self
-        total = Index(self.constant)
-        for atom, factor in self.terms:
-            total = total + _substitute_atom(atom, values) * factor
-        return total
+        parts = [(_substitute_atom(atom, values), factor) for atom, factor in self.terms]
+        return combine(parts, self.constant)
 
     def evaluate(self, values: Mapping[Var, Any]) -> Any:
         """The value for ints or arrays (anything with `+ * // %`) of the variables."""
@@ -199,9 +220,18 @@ class _Steps:
 
 def linear(coordinates: Iterable[IndexLike], strides: Iterable[int]) -> Index:
     """Dot product of coordinates and strides: the element offset of a point."""
-    total = Index()
-    for coordinate, stride in zip(coordinates, strides, strict=True):
-        total = total + Index.of(coordinate) * stride
+    return combine(zip(map(Index.of, coordinates), strides, strict=True))
+
+
+def combine(parts: Iterable[tuple[Index, int]], constant: int = 0) -> Index:
+    """`constant` and the sum of each index times its factor."""
+    parts = list(parts)
+    terms = [(atom, c * factor) for part, factor in parts for atom, c in part.terms]
+    if not any(isinstance(atom, Remainder) for atom, _ in terms):
+        return _sum(sum([part.constant * factor for part, factor in parts], constant), terms)
+    total = Index(constant)  # one by one: a remainder may join its quotient on the way
+    for part, factor in parts:
+        total = total + part * factor
     return total
 
 
@@ -277,16 +307,20 @@ def _evaluate_atom(atom: Atom, values: Mapping[Var, Any]) -> Any:
     return of // atom.by if isinstance(atom, Quotient) else of % atom.by
 
 
-def _sum(constant: int, terms: tuple[tuple[Atom, int], ...]) -> Index:
+def _sum(constant: int, terms: Iterable[tuple[Atom, int]]) -> Index:
     collected: dict[Atom, int] = {}
     for atom, factor in terms:
         collected[atom] = collected.get(atom, 0) + factor
     collected = {a: c for a, c in collected.items() if c}
-    joined = _join_quotient_and_remainder(collected)
-    if joined is not None:
-        return joined + constant
-    ordered = sorted(collected.items(), key=lambda item: (str(type(item[0])), str(item[0])))
-    return Index(constant, tuple(ordered))
+    if any(isinstance(atom, Remainder) for atom in collected):
+        joined = _join_quotient_and_remainder(collected)
+        if joined is not None:
+            return joined + constant
+    return Index(constant, tuple(sorted(collected.items(), key=_rank_of_term)))
+
+
+def _rank_of_term(term: tuple[Atom, int]) -> tuple[int, str]:
+    return term[0].rank
 
 
 def _join_quotient_and_remainder(terms: dict[Atom, int]) -> Index | None:
