@@ -31,10 +31,10 @@ def compile_kernel():
     from triton.compiler import ASTSource
 
     source = ASTSource(
-        fn=wolong,
+        fn={kernel},
         signature={signature},
         constexprs={constexprs},
-        attrs={{(i,): {aligned} for i in range({pointers})}},
+        attrs={{(i,): {aligned} for i in {pointers}}},
     )
     return triton.compile(source, target=GPUTarget({target}), options={options})
 
@@ -58,18 +58,19 @@ _LAST_WORDS = 20
 
 def standalone(image: TritonImage) -> str:
     """A module whose `compile_kernel()` compiles the image's kernel."""
-    pointers = dict(image.pointers) | {"word": "*u32", "failure": "*i32"}
+    signature = image.signature
     options = {
         "num_warps": image.warps,
         "num_stages": image.stages,
-        "launch_cooperative_grid": True,
+        "launch_cooperative_grid": image.is_cooperative,
         "enable_fp_fusion": True,
     }
     tail = _TAIL.format(
-        signature=_literal({**pointers, "G": "constexpr"}),
+        signature=_literal({**signature, "G": "constexpr"}),
         constexprs={"G": image.blocks},
         aligned=_ALIGNED,
-        pointers=len(pointers),
+        pointers=[i for i, type in enumerate(signature.values()) if type.startswith("*")],
+        kernel=image.kernel,
         target=f'"cuda", {image.architecture.capability}, 32',
         options=_literal(options),
     )
