@@ -6,10 +6,10 @@ Loop and the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from wolong_fx.passes.reroll.graph_arrays import GraphArrays
-from wolong_fx.passes.reroll.loop import Carried, Loop, SameStep, node_at, nodes_outside
+from wolong_fx.passes.reroll.loop import Carried, Loop, SameStep, nodes_of, nodes_outside
 
 
 def find_flaw(arrays: GraphArrays, loop: Loop, owner: dict[int, Loop]) -> str | None:
@@ -28,23 +28,26 @@ def find_flaw(arrays: GraphArrays, loop: Loop, owner: dict[int, Loop]) -> str | 
 
 def _flaw_of_row(arrays: GraphArrays, loop: Loop, row: int) -> str | None:
     steps, operands = loop.rows[row], loop.operands[row]
-    first = steps[0]
-    for step, node in enumerate(steps):
-        if arrays.kinds[node] != arrays.kinds[first] or arrays.numbers[node] != arrays.numbers[first]:
-            return f"row {row} is another operator in step {step}"
-        if arrays.is_fixed[node]:
-            return f"row {row} holds a node that must stay where it is"
-        if arrays.operands[node] != tuple([node_at(loop, operand, step) for operand in operands]):
-            return f"row {row} reads something else in step {step}"
-    for operand in operands:
+    for facts in (arrays.kinds, arrays.numbers):
+        if len({facts[node] for node in steps}) != 1:
+            return f"row {row} is not one operator"
+    if any(arrays.is_fixed[node] for node in steps):
+        return f"row {row} holds a node that must stay where it is"
+    if any(len(arrays.operands[node]) != len(operands) for node in steps):
+        return f"row {row} has other operands"
+    for operand, read in zip(
+        operands, zip(*(arrays.operands[node] for node in steps), strict=True), strict=True
+    ):
         if isinstance(operand, SameStep) and operand.row >= row:
             return f"row {row} reads row {operand.row} before it is computed"
-        if isinstance(operand, Carried) and (because := _flaw_of_carried(arrays, loop, operand)):
+        if isinstance(operand, Carried) and (because := _flaw_of_carried(loop, operand)):
             return f"row {row} reads {because}"
+        if read != nodes_of(loop, operand):
+            return f"row {row} reads something else than it should"
     return None
 
 
-def _flaw_of_carried(arrays: GraphArrays, loop: Loop, carried: Carried) -> str | None:
+def _flaw_of_carried(loop: Loop, carried: Carried) -> str | None:
     if not 1 <= carried.distance <= loop.trips or len(carried.inits) != carried.distance:
         return "a carried value without one initial value a step"
     return None
@@ -55,8 +58,23 @@ def _flaw_of_order(arrays: GraphArrays, loop: Loop, owner: dict[int, Loop]) -> s
     outside = {node for operand in loop.all_operands() for node in nodes_outside(operand)}
     if outside & loop.nodes:
         return "a value from outside is computed inside"
-    later = find_dependents(arrays, loop.nodes, owner)
-    return "a value from outside needs the loop" if any(later[node] for node in outside) else None
+    return "a value from outside needs the loop" if _needs(arrays, outside, loop.nodes, owner) else None
+
+
+def _needs(arrays: GraphArrays, nodes: set[int], wanted: Set[int], owner: dict[int, Loop]) -> bool:
+    """Whether any of `nodes` comes after any that is wanted; a loop comes after all that it needs."""
+    seen, waiting = set(nodes), list(nodes)
+    while waiting:
+        node = waiting.pop()
+        together = owner[node].nodes if node in owner else (node,)
+        seen.update(together)
+        for earlier in (e for member in together for e in arrays.needed_by(member)):
+            if earlier in wanted:
+                return True
+            if earlier not in seen:
+                seen.add(earlier)
+                waiting.append(earlier)
+    return False
 
 
 def find_dependents(arrays: GraphArrays, nodes: Iterable[int], owner: dict[int, Loop]) -> bytearray:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from wolong_fx.passes.reroll.purity import is_draw, is_repeatable
 from wolong_fx.passes.reroll.readings import DIVISIONS, STEP_NUMBERS, index_numbers, is_step_part, value_of
-from wolong_fx.passes.reroll.step_numbers import is_number_tensor
+from wolong_fx.passes.reroll.step_numbers import is_number_tensor, number_tensor
 from wolong_fx.passes.values import structural_key
 
 
@@ -31,7 +32,7 @@ class GraphArrays:
     operands: numbers of the nodes it reads, in the order of its call
     numbers: integers of a reading that may differ from step to step (x[t], x[:, a:b]); () for all others
     kinds: equal for equal target, arguments but for nodes and `numbers`, and layout of the result
-    users: who reads it
+    firsts: the first node of each kind; has no entry a node
     is_leaf: an input, a parameter or a constant
     is_fixed: may not become part of a body: leaves, random draws, numbers, what is no tensor
     live: numbers of the calls that the outputs need
@@ -43,7 +44,7 @@ class GraphArrays:
     operands: list[tuple[int, ...]]
     numbers: list[tuple[int, ...]]
     kinds: list[int]
-    users: list[list[Use]]
+    firsts: list[Node]
     is_leaf: bytearray
     is_fixed: bytearray
     live: list[int]
@@ -54,6 +55,25 @@ class GraphArrays:
     def size(self) -> int:
         return len(self.nodes)
 
+    @cached_property
+    def users(self) -> list[list[Use]]:
+        """Who reads each node, of those that the outputs need."""
+        users: list[list[Use]] = [[] for _ in self.nodes]
+        for number in self.live:
+            for position, operand in enumerate(self.operands[number]):
+                users[operand].append(Use(number, position))
+        return users
+
+    @cached_property
+    def _last_draw(self) -> dict[int, int]:
+        return {later: earlier for earlier, later in self.next_draw.items()}
+
+    def needed_by(self, number: int) -> Sequence[int]:
+        """Nodes that must come before this one: its operands, and the last draw before a draw."""
+        if number in self._last_draw:
+            return (*self.operands[number], self._last_draw[number])
+        return self.operands[number]
+
     def followers(self, number: int) -> Iterable[int]:
         """Nodes that must come after this one: its users, and the next draw after a draw."""
         yield from (use.user for use in self.users[number])
@@ -62,37 +82,59 @@ class GraphArrays:
 
 
 def number_graph(graph_module: GraphModule) -> GraphArrays:
-    """The arrays of a graph without effects (purity.find_effect)."""
-    nodes = [node for node in graph_module.graph.nodes if node.op != "output"]
+    """The arrays of a graph."""
+    graph = graph_module.graph
+    nodes = [node for node in graph.nodes if node.op != "output"]
     number_of = {node: number for number, node in enumerate(nodes)}
-    calls = [_read_call(node) for node in nodes]
-    kinds: dict[object, int] = {}
-    operands = [tuple(number_of[node] for node in call.operands) for call in calls]
-    returned = [number_of[node] for node in graph_module.graph.output_node().all_input_nodes]
-    leaf = bytearray(node.op in ("placeholder", "get_attr") for node in nodes)
-    draws = [number for number, node in enumerate(nodes) if node.op.startswith("call") and is_draw(node)]
-    live = _find_live(operands, [*returned, *draws, *map(number_of.__getitem__, find_parts(nodes))])
+    calls = list(map(_read_call, nodes))
+    kinds = _Kinds.of(nodes, calls)
+    operands = [tuple([number_of[node] for node in call.operands]) for call in calls]
+    returned = [number_of[node] for node in graph.output_node().all_input_nodes]
+    leaf = bytearray(kinds.all(_is_leaf))
+    draws = [number for number, draws in enumerate(kinds.all(_is_drawing)) if draws]
+    live = _find_live(operands, [*returned, *draws, *map(number_of.__getitem__, find_parts(graph))])
     return GraphArrays(
         nodes=nodes,
         operands=operands,
         numbers=[call.numbers for call in calls],
-        kinds=[
-            kinds.setdefault((c.template, _layout(value_of(n))), len(kinds))
-            for n, c in zip(nodes, calls, strict=True)
-        ],
-        users=_find_users(operands, live, len(nodes)),
+        kinds=kinds.numbers,
+        firsts=kinds.firsts,
         is_leaf=leaf,
-        is_fixed=bytearray(map(_is_fixed, nodes)),
+        is_fixed=bytearray(kinds.all(_is_fixed)),
         live=[number for number in range(len(nodes)) if live[number] and not leaf[number]],
         next_draw=dict(pairwise(draws)),
         returned=frozenset(returned),
     )
 
 
+class _Kinds(NamedTuple):
+    """Kinds by number; a graph of 20,000 nodes has some dozens, and what is a fact of a kind is found once.
+
+    numbers: the kind of each node
+    firsts: the first node of each kind
+    """
+
+    numbers: list[int]
+    firsts: list[Node]
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node], calls: Sequence[_Call]) -> _Kinds:
+        known: dict[object, int] = {}
+        keys = [(call.template, _layout(value_of(node))) for node, call in zip(nodes, calls, strict=True)]
+        numbers = [known.setdefault(key, len(known)) for key in keys]
+        first_of = dict(zip(reversed(numbers), reversed(nodes), strict=True))
+        return cls(numbers, [first_of[kind] for kind in range(len(known))])
+
+    def all(self, is_so: Callable[[Node], bool]) -> list[bool]:
+        """A fact of kinds, of every node."""
+        facts = list(map(is_so, self.firsts))
+        return [facts[kind] for kind in self.numbers]
+
+
 class _Call(NamedTuple):
     """A call taken apart: equal templates differ in operands and numbers only."""
 
-    template: object
+    template: tuple[object, ...]
     operands: list[Node]
     numbers: tuple[int, ...]
 
@@ -100,8 +142,28 @@ class _Call(NamedTuple):
 _HOLE = "%"
 
 
+# What may read at a number that moves with the step, or is a number.
+_READING = {*STEP_NUMBERS, operator.getitem, number_tensor}
+
+
 def _read_call(node: Node) -> _Call:
-    if node.op in ("placeholder", "get_attr"):
+    if node.target in _READING or _is_leaf(node):
+        return _read_reading(node)
+    operands: list[Node] = []
+    template = [node.op, node.target]
+    for argument in node.args:  # nearly all arguments are nodes, and nearly all nodes come by here
+        if isinstance(argument, Node):
+            operands.append(argument)
+            template.append(_HOLE)
+        else:
+            template.append(_template(argument, operands))
+    if node.kwargs:
+        template += ["named", _template(dict(node.kwargs), operands)]
+    return _Call(tuple(template), operands, ())
+
+
+def _read_reading(node: Node) -> _Call:
+    if _is_leaf(node):
         return _Call((node.op,), [], ())
     operands: list[Node] = []
     if is_number_tensor(node):  # like all others, so that they tell no two steps apart; and fixed
@@ -141,13 +203,28 @@ def _template(argument: Any, operands: list[Node]) -> object:
 
 
 def _layout(value: Any) -> object:
-    """Shape, strides (but of dimensions of size 1), dtype and device; of a tuple, of all its parts."""
+    """Shape, strides (but of dimensions of size 1), type and device; of a tuple, of all its parts."""
     if isinstance(value, torch.Tensor):
-        strides = tuple([s for s, size in zip(value.stride(), value.shape, strict=True) if size != 1])
-        return tuple(value.shape), strides, value.dtype, value.device
+        if value.layout is not torch.strided:
+            return value.shape, value.layout
+        strides = _strides_that_count(value.shape, value.stride())
+        return value.shape, strides, value.dtype, value.device
     if isinstance(value, tuple | list):
         return tuple(map(_layout, value))
     return type(value)
+
+
+@lru_cache(maxsize=1024)
+def _strides_that_count(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple([stride for stride, size in zip(strides, shape, strict=True) if size != 1])
+
+
+def _is_leaf(node: Node) -> bool:
+    return node.op in ("placeholder", "get_attr")
+
+
+def _is_drawing(node: Node) -> bool:
+    return node.op.startswith("call") and is_draw(node)
 
 
 def _is_fixed(node: Node) -> bool:
@@ -161,11 +238,13 @@ def _is_of_tensors(value: Any) -> bool:
     )
 
 
-def find_parts(nodes: Iterable[Node]) -> list[Node]:
+def find_parts(graph: Graph) -> list[Node]:
     """The results, taken one by one, of calls that have several and differ: lstm_cell, var_mean."""
-    return [
-        n for n in nodes if n.target is operator.getitem and _has_parts(n.args[0]) and not is_step_part(n)
-    ]
+    return [n for n in _find_getitems(graph) if _has_parts(n.args[0]) and not is_step_part(n)]
+
+
+def _find_getitems(graph: Graph) -> list[Node]:
+    return list(graph.find_nodes(op="call_function", target=operator.getitem, sort=False))
 
 
 def name_all_parts(graph: Graph) -> None:
@@ -183,7 +262,8 @@ def name_all_parts(graph: Graph) -> None:
 
 def has_unnamed_parts(graph: Graph) -> bool:
     """Whether a call has results of which some are taken, and others not."""
-    return any(map(_unnamed_parts, graph.nodes))
+    taken = {node.args[0]: None for node in _find_getitems(graph)}
+    return any(_unnamed_parts(node) for node in taken if isinstance(node, Node))
 
 
 def _unnamed_parts(node: Node) -> set[int]:
@@ -210,11 +290,3 @@ def _find_live(operands: Sequence[Sequence[int]], returned: Iterable[int]) -> by
             live[number] = 1
             waiting += operands[number]
     return live
-
-
-def _find_users(operands: Sequence[Sequence[int]], live: bytearray, size: int) -> list[list[Use]]:
-    users: list[list[Use]] = [[] for _ in range(size)]
-    for number, read in enumerate(operands):
-        for position, operand in enumerate(read) if live[number] else ():
-            users[operand].append(Use(number, position))
-    return users

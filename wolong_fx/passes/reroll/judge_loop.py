@@ -13,7 +13,7 @@ from wolong_fx.passes.reroll.find_joins import Places, needed_in_one_piece
 from wolong_fx.passes.reroll.graph_arrays import GraphArrays, value_of
 from wolong_fx.passes.reroll.join_steps import is_cheap
 from wolong_fx.passes.reroll.loop import Loop, nodes_outside
-from wolong_fx.passes.reroll.plan_scan import ScanPlan, outside_users, plan_scan
+from wolong_fx.passes.reroll.plan_scan import ScanPlan, plan_scan
 
 FEWEST_TRIPS = 4
 LEAST_SAVED = 16
@@ -44,9 +44,8 @@ def _weight(arrays: GraphArrays, loop: Loop) -> int:
 
 def _count_selects(arrays: GraphArrays, plan: ScanPlan, places: Places) -> int:
     """Steps that must be cut out of results one by one."""
-    inside = plan.loop.nodes
     steps = [node for row in plan.results for node in plan.loop.rows[row]]
-    users = {node: outside_users(arrays, node, inside) for node in steps}
+    users = {node: plan.readers.get(node, ()) for node in steps}
     in_one_piece = {
         u: needed_in_one_piece(arrays, places, u) for u in set(chain.from_iterable(users.values()))
     }

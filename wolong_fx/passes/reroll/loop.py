@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,22 @@ class Loop:
         """The carried values, each once."""
         return list(dict.fromkeys(o for o in self.all_operands() if isinstance(o, Carried)))
 
-    @property
-    def nodes(self) -> set[int]:
-        return {node for row in self.rows for node in row}
+    @cached_property
+    def nodes(self) -> frozenset[int]:
+        return frozenset().union(*self.rows)
 
 
-def node_at(loop: Loop, operand: Operand, step: int) -> int:
-    """The node that the operand is in a step."""
+def nodes_of(loop: Loop, operand: Operand) -> tuple[int, ...]:
+    """The nodes that the operand is, step by step."""
     match operand:
         case Invariant(node):
-            return node
+            return (node,) * loop.trips
         case SameStep(row):
-            return loop.rows[row][step]
+            return loop.rows[row]
         case Carried(row, distance, inits):
-            return loop.rows[row][step - distance] if step >= distance else inits[step]
+            return (*inits, *loop.rows[row][: max(loop.trips - distance, 0)])
         case PerStep(nodes):
-            return nodes[step]
+            return nodes
 
 
 def nodes_outside(operand: Operand) -> tuple[int, ...]:

@@ -39,9 +39,9 @@ def _contract(arrays: GraphArrays, stands_for: dict[int, int]) -> tuple[dict[int
     followers, needs = defaultdict(list), Counter[int]()
     for node in arrays.live:
         item = stands_for.get(node, node)
-        for follower in arrays.followers(node):
-            later = stands_for.get(follower, follower)
-            if later != item:
-                followers[item].append(later)
-                needs[later] += 1
+        for needed in arrays.needed_by(node):
+            earlier = stands_for.get(needed, needed)
+            if earlier != item and not arrays.is_leaf[earlier]:
+                followers[earlier].append(item)
+                needs[item] += 1
     return followers, needs

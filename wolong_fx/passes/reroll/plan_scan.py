@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from wolong_fx.passes.reroll.graph_arrays import GraphArrays
@@ -29,6 +30,7 @@ class ScanPlan:
     inputs: operands that are another node each step; each becomes one tensor with the steps in front
     invariants: nodes that every step reads
     results: rows of which a step before the last is needed outside (or the last, if it is not carried)
+    readers: who reads a node of the loop and is not in it, of every node that has such readers
     """
 
     loop: Loop
@@ -36,6 +38,7 @@ class ScanPlan:
     inputs: tuple[PerStep, ...]
     invariants: tuple[int, ...]
     results: tuple[int, ...]
+    readers: Mapping[int, list[int]]
 
     @property
     def carried_tensors(self) -> int:
@@ -68,7 +71,8 @@ def plan_scan(arrays: GraphArrays, loop: Loop) -> ScanPlan:
     """The plan; nothing of the graph is changed."""
     operands = list(dict.fromkeys(loop.all_operands()))
     delays = _plan_delays(loop)
-    carried, inside = {delay.row for delay in delays}, loop.nodes
+    carried, readers = {delay.row for delay in delays}, _find_readers(arrays, loop.nodes)
+    needed = arrays.returned | readers.keys()
     return ScanPlan(
         loop=loop,
         delays=delays,
@@ -77,14 +81,20 @@ def plan_scan(arrays: GraphArrays, loop: Loop) -> ScanPlan:
         results=tuple(
             row
             for row, steps in enumerate(loop.rows)
-            if _is_needed(arrays, steps[:-1] if row in carried else steps, inside)
+            if not needed.isdisjoint(steps[:-1] if row in carried else steps)
         ),
+        readers=readers,
     )
 
 
-def outside_users(arrays: GraphArrays, node: int, inside: set[int]) -> list[int]:
-    """Users of a loop's node that are not in the loop themselves."""
-    return [use.user for use in arrays.users[node] if use.user not in inside]
+def _find_readers(arrays: GraphArrays, inside: Set[int]) -> Mapping[int, list[int]]:
+    readers = defaultdict(list)
+    for reader in arrays.live:
+        if reader not in inside:
+            for node in arrays.operands[reader]:
+                if node in inside:
+                    readers[node].append(reader)
+    return readers
 
 
 def _plan_delays(loop: Loop) -> tuple[Delay, ...]:
@@ -98,7 +108,3 @@ def _plan_delays(loop: Loop) -> tuple[Delay, ...]:
 
 def _serves(delay: Delay, carried: Carried) -> bool:
     return delay.row == carried.row and delay.inits[-carried.distance :] == carried.inits
-
-
-def _is_needed(arrays: GraphArrays, nodes: tuple[int, ...], inside: set[int]) -> bool:
-    return any(node in arrays.returned or outside_users(arrays, node, inside) for node in nodes)

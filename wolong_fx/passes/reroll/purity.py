@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from wolong_fx.passes.values import OpOverload, effect_of, is_random
 
@@ -45,9 +45,12 @@ _WRITES = {
 }
 
 
-def find_effect(graph: Graph) -> str | None:
-    """Why the calls of this graph may not be reordered at all; None when only random draws keep an order."""
-    for node in graph.nodes:
+def find_effect(nodes: Iterable[Node]) -> str | None:
+    """Why these calls may not be reordered at all; None when only random draws keep an order.
+
+    Of a graph, one call of each kind will do: those that differ in operands alone.
+    """
+    for node in nodes:
         if node.op == "call_module":
             return f"{node.target} is a module called whole"
         if node.op in ("call_function", "call_method") and (because := _find_effect(node)):

@@ -132,8 +132,10 @@ def _part_of_split(node: Node) -> Reading | None:
     given = [*arguments[1 if is_row else 2 :], *(v for k, v in split.kwargs.items() if k == "dim")]
     dim = (given[0] if given else 0) % value_of(arguments[0]).dim()
     index = index % len(parts)
-    sizes = [1 if is_row else part.shape[dim] for part in parts]
-    return Reading(arguments[0], ((dim, Part(sum(sizes[:index]), sizes[index], is_row)),))
+    if is_row:
+        return Reading(arguments[0], ((dim, Part(index, 1, is_row)),))
+    start = sum([part.shape[dim] for part in parts[:index]])
+    return Reading(arguments[0], ((dim, Part(start, parts[index].shape[dim], is_row)),))
 
 
 def reading_of_index(source: Node, index: Any) -> Reading | None:

@@ -45,10 +45,10 @@ class Reroll(Pass):
         if len(graph_module.graph.nodes) < SMALLEST:
             return PassResult(graph_module, False)
         given, graph_module = graph_module, _in_searched_form(graph_module)
-        if because := find_effect(graph_module.graph):
+        arrays = number_graph(graph_module)
+        if because := find_effect(arrays.firsts):
             note("graph", "kept", f"not searched for loops: {because}")
             return PassResult(given, False)
-        arrays = number_graph(graph_module)
         loops = _choose(arrays, find_loops(arrays), note)
         if not loops:
             return PassResult(given, False)

@@ -30,6 +30,7 @@ _SIDES: dict[Any, tuple[int, ...]] = {
     **dict.fromkeys((operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne), (0, 1)),
     **dict.fromkeys((torch.lt, torch.le, torch.gt, torch.ge, torch.eq, torch.ne), (1,)),
 }
+_CALLS = ("call_function", "call_method")
 _DTYPES = (torch.float32, torch.float64, torch.int64)  # in narrower ones torch computes with the wide number
 
 
@@ -94,6 +95,8 @@ def emit_numbers(builder: Builder, nodes: Sequence[Node]) -> Node:
 
 def _find_uses(graph: Graph) -> list[_Use]:
     """Those of groups of equal calls but for the number, of which there are enough."""
+    if not _may_have_uses(graph):
+        return []
     groups: dict[object, list[_Use]] = defaultdict(list)
     for node in graph.nodes:
         if (use := _find_use(node)) is not None:
@@ -103,12 +106,18 @@ def _find_uses(graph: Graph) -> list[_Use]:
     return [use for uses in many for use in uses]
 
 
+def _may_have_uses(graph: Graph) -> bool:
+    """Whether any of the operators has an argument that is no node; asks nothing of all the others."""
+    found = (graph.find_nodes(op=op, target=target, sort=False) for target in _SIDES for op in _CALLS)
+    return any(not isinstance(a, Node) for nodes in found for node in nodes for a in node.args[:2])
+
+
 def _count_values(uses: Sequence[_Use]) -> int:
     return len({structural_key(use.number) for use in uses})
 
 
 def _find_use(node: Node) -> _Use | None:
-    positions = _SIDES.get(node.target, ()) if node.op in ("call_function", "call_method") else ()
+    positions = _SIDES.get(node.target, ()) if node.op in _CALLS else ()
     if not positions or len(node.args) != 2 or node.kwargs:
         return None
     for position in positions:
