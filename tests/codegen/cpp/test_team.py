@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from pathlib import Path
 
 import pytest
 import torch
 
 from wolong_fx.codegen.cpp import emit_program
+from wolong_fx.codegen.cpp.traffic import ops_in, touched_bytes
+from wolong_fx.ir.program import Loop
 from wolong_fx.ir.types import BufferKind
 from wolong_fx.options import Options
 from wolong_fx.runtime import isa_flags
@@ -35,11 +38,17 @@ def test_one_and_two_threads_agree_to_the_bit(run_cpp, name):
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
+ONE_TRIP = max(
+    touched_bytes(ops_in(item.body)) for item in TYPICAL["recurrence"]().body if isinstance(item, Loop)
+)
+
+
 @pytest.mark.avx512
-def test_a_kernel_cut_for_a_team_runs_on_one_thread():
+@pytest.mark.parametrize("core_cache_bytes", [inf, ONE_TRIP, 0], ids=["forwards", "back if alone", "back"])
+def test_a_kernel_cut_for_a_team_runs_on_one_thread(core_cache_bytes):
     program = with_chosen_tiles(TYPICAL["recurrence"](), "avx512", 4)
     given = inputs_of(program)
-    kernel = build_kernel(program, "avx512", 4, Options.of())
+    kernel = build_kernel(program, "avx512", 4, Options.of(), core_cache_bytes)
     wanted = build_kernel(program, "avx512", 1, Options.of())(*given)
     kernel._run = lambda block: library_run(kernel, block)  # one thread, whatever the team's size
     for a, b in zip(kernel(*given), wanted, strict=True):

@@ -47,6 +47,11 @@ def test_every_other_trip_runs_backwards_where_a_cache_does_not_hold_one():
     assert "if (w->loop[0] % 2) run_stages_backwards(w, 1, 2);" in text_of(9, STREAMED / 4)
 
 
+def test_where_the_caches_of_a_team_hold_a_trip_one_thread_alone_runs_every_other_backwards():
+    text = text_of(9, STREAMED)
+    assert "if (w->team == 1 && w->loop[0] % 2) run_stages_backwards(w, 1, 2);" in text
+
+
 def test_a_loop_that_fits_or_runs_once_is_never_walked_backwards():
     assert "backwards" not in text_of(9, 2.0 * STREAMED)
     assert "backwards" not in text_of(1, STREAMED / 4)
