@@ -89,6 +89,29 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
         "Triton made no kernel for sm_90: no. 'kept/k.py' says how to see that again, with nothing but "
         "Triton: please report it.",
     ),
+    "NoGpuHere": (
+        {"because": "torch finds no device"},
+        "no GPU to measure on: torch finds no device. On the CPU, to try the benchmark itself: --dry.",
+    ),
+    "NoGpu": (
+        {"device": "cuda:0", "because": "this torch sees no CUDA device"},
+        "no kernel can be launched on 'cuda:0': this torch sees no CUDA device; what lives there runs "
+        "eagerly.",
+    ),
+    "DriverFailed": (
+        {"call": "cuLaunchKernelEx", "device": "cuda:0", "status": 716, "because": "misaligned address"},
+        "cuLaunchKernelEx failed on 'cuda:0' with 716: misaligned address.",
+    ),
+    "GridTooLarge": (
+        {"kernel": "wolong", "blocks": 132, "device": "H200", "resident": 66, "launches": 240},
+        "kernel 'wolong' wants 132 blocks at once and 'H200' has room for 66: it runs as 240 launches "
+        "instead of one. Another process, MIG or MPS may have the rest.",
+    ),
+    "FirstCallInCapture": (
+        {"kernel": "wolong"},
+        "kernel 'wolong' cannot be made while a CUDA graph is captured; call the model once with these "
+        "shapes before the capture.",
+    ),
     "IsaNotHere": (
         {"isa": "avx512", "missing": ["avx512f"], "best": "avx2"},
         "this processor has no 'avx512': it lacks ['avx512f']; use isa='avx2' or isa='auto'.",

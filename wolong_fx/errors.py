@@ -153,6 +153,42 @@ class TritonFailed(WolongError):
     )
 
 
+class NoGpuHere(WolongError):
+    """A benchmark of GPUs where there is none."""
+
+    template = "no GPU to measure on: {because}. On the CPU, to try the benchmark itself: --dry."
+
+
+class NoGpu(WolongError):
+    """Tensors live on a device for which nothing can be launched."""
+
+    template = "no kernel can be launched on {device!r}: {because}; what lives there runs eagerly."
+
+
+class DriverFailed(WolongError, RuntimeError):
+    """A call of CUDA's driver that came back with an error."""
+
+    template = "{call} failed on {device!r} with {status}: {because}."
+
+
+class GridTooLarge(WolongError):
+    """A cooperative launch that the device has no room for now: told once, then launched in stages."""
+
+    template = (
+        "kernel {kernel!r} wants {blocks} blocks at once and {device!r} has room for {resident}: it runs as "
+        "{launches} launches instead of one. Another process, MIG or MPS may have the rest."
+    )
+
+
+class FirstCallInCapture(WolongError):
+    """A graph was to be compiled while a CUDA graph is captured, when nothing may be loaded or uploaded."""
+
+    template = (
+        "kernel {kernel!r} cannot be made while a CUDA graph is captured; call the model once with these "
+        "shapes before the capture."
+    )
+
+
 class IsaNotHere(WolongError):
     """An instruction set was asked for by name that this processor lacks."""
 

@@ -77,6 +77,39 @@ class LaunchTime:
 
 
 @dataclass(frozen=True)
+class GpuKernelReport:
+    """What a call of one kernel on a GPU launches.
+
+    device: its name
+    form: "persistent", one launch whose blocks wait for each other, or "staged", a launch for every stage
+    launches: of a call, those in loops as often as they run
+    grid: blocks of the (largest) launch
+    resident_blocks: blocks of that kernel that the device holds together, as its driver says
+    wanted_blocks: blocks that would all have work
+    registers, spill_bytes: of a thread; shared_bytes: of a block; of the hungriest kernel
+    """
+
+    name: str
+    device: str
+    form: str
+    launches: int
+    grid: int
+    resident_blocks: int
+    wanted_blocks: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+
+    def __str__(self) -> str:
+        launches = f"{self.launches} launch{'es' * (self.launches > 1)}"
+        takes = f"{self.registers} registers, {self.spill_bytes} bytes spilled, {self.shared_bytes} shared"
+        return (
+            f"{self.name} on {self.device}: {self.form}, {launches} of {self.grid} blocks "
+            f"({self.wanted_blocks} wanted, {self.resident_blocks} resident), {takes}"
+        )
+
+
+@dataclass(frozen=True)
 class Copies:
     """Pieces of memory that are copied in one call, and the bytes written by that."""
 
@@ -113,12 +146,14 @@ class Ledger:
     """Decisions, seconds by step, operator counts (before, after) by step and kernels of a compiled graph.
 
     copies: by step what is still copied in a call after it; see `copies_removed`
+    gpu_reports: of each kernel on a GPU, what it says of itself now, or None when it is gone
     """
 
     decisions: list[Decision] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     op_counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     launch_times: list[LaunchTime] = field(default_factory=list)
+    gpu_reports: list[Callable[[], GpuKernelReport | None]] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=lambda: {"arena": 0, "eager": 0, "kept": 0})
     copies: dict[str, Copies] = field(default_factory=dict)
     _inner: list[float] = field(default_factory=list, repr=False, compare=False)
@@ -140,6 +175,11 @@ class Ledger:
             self.timings[step] = self.timings.get(step, 0.0) + took - self._inner.pop()
             if self._inner:
                 self._inner[-1] += took
+
+    @property
+    def gpu_kernels(self) -> list[GpuKernelReport]:
+        """The kernels on GPUs as they are launched now, in the order in which they were compiled."""
+        return [report for ask in self.gpu_reports if (report := ask()) is not None]
 
     def add_memory(self, *, arena: int, eager: int, kept: int = 0) -> None:
         """Record the bytes one partition's temporaries take, and what eager's would at their peak.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from wolong_fx._torch_compat import GraphBreak
 from wolong_fx.capture.expand_rnn import PACKED, is_break_of_packed_sequence
 from wolong_fx.capture.watch import Watch
-from wolong_fx.ledger import Copies, Ledger
+from wolong_fx.ledger import Copies, GpuKernelReport, Ledger
 
 GRAPH_BREAK = "graph-break"  # the step of the ledger
 
@@ -94,6 +94,12 @@ class Stats:
                 total[step] = total.get(step, Copies()) + copies
         return total
 
+    @property
+    def gpu_kernels(self) -> list[GpuKernelReport]:
+        """Form, grid and resources of every kernel on a GPU, as it is launched now; those of the forward
+        before those of the backward."""
+        return [report for ledger in self.ledgers for report in ledger.gpu_kernels]
+
     def __str__(self) -> str:
         lines = [f"{self.graphs} graphs, {self.kernels_per_call} kernel launches a call"]
         if self.memory.get("arena"):
@@ -105,6 +111,7 @@ class Stats:
             steps = ", ".join(f"{copies.number} by {step}" for step, copies in removed.items())
             lines.append(f"copies removed: {sum(removed.values(), Copies())} ({steps})")
         lines += [str(launch) for ledger in self.ledgers for launch in ledger.launch_times]
+        lines += map(str, self.gpu_kernels)
         lines += [f"{count} x fell back: {reason}" for reason, count in self.fallbacks.most_common()]
         return "\n".join(lines)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from wolong_fx.codegen.lower.value import TORCH_DTYPES
 from wolong_fx.ir.program import OpInst, Program
 from wolong_fx.ir.types import Buffer, BufferKind
+from wolong_fx.runtime.image import TensorSpec
 
 CONSTANT_ALIGNMENT = 64
 """Bytes."""
@@ -22,6 +24,11 @@ def lay_out_constants(program: Program) -> tuple[bytes, dict[Buffer, int]]:
             offsets[buffer] = len(memory)
             memory += buffer.data or b""
     return bytes(memory), offsets
+
+
+def spec_of(buffer: Buffer) -> TensorSpec:
+    """What the tensor of an input or output buffer must be like."""
+    return TensorSpec(TORCH_DTYPES[buffer.dtype], buffer.shape, buffer.strides)
 
 
 def describe_users(users: Sequence[OpInst], mark: str) -> str:

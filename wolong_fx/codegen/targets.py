@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from wolong_fx.codegen.cost_model import Forecast, forecast
 from wolong_fx.codegen.cpp import BlockOwners, KernelSource, choose_tile, emit_program, pack_operands
+from wolong_fx.codegen.emission import spec_of
 from wolong_fx.codegen.loops import Element
-from wolong_fx.codegen.lower.value import TORCH_DTYPES
 from wolong_fx.codegen.reference import ReferenceKernel
 from wolong_fx.codegen.schedule_ops import schedule_ops
 from wolong_fx.ir.happens_before import Owner
@@ -23,7 +23,6 @@ from wolong_fx.options import Options
 from wolong_fx.runtime import (
     KernelImage,
     MachineCosts,
-    TensorSpec,
     choose_isa,
     isa_flags,
     load_kernel,
@@ -134,8 +133,8 @@ class CppTarget:
             flags=isa_flags(self.isa),
             arena_bytes=program.arena.size,
             constants=source.constants,
-            inputs=tuple(_spec(b) for b in program.buffers if b.kind.is_given),
-            outputs=tuple(_spec(b) for b in program.buffers if b.kind is BufferKind.OUTPUT),
+            inputs=tuple(spec_of(b) for b in program.buffers if b.kind.is_given),
+            outputs=tuple(spec_of(b) for b in program.buffers if b.kind is BufferKind.OUTPUT),
             threads=source.threads,
             checks=source.checks,
             name=program.name,
@@ -173,7 +172,3 @@ class ReferenceTarget:
 
     def build(self, program: Program) -> Any:
         return ReferenceKernel(program)
-
-
-def _spec(buffer: Buffer) -> TensorSpec:
-    return TensorSpec(TORCH_DTYPES[buffer.dtype], buffer.shape, buffer.strides)

@@ -1,7 +1,8 @@
 """The kernel cache: files named by what they were built from, shared by all processes of a user.
 
 Layout of the directory:
-    kernels/<key>-<compiler>.so   sealed with a checksum, put there by one rename, never written again
+    kernels/<key>-<compiler>.so   sealed with a checksum, put there by one rename, never written again;
+                                  .gpu if Triton made it
     locks/<two digits of a key>   held while a kernel of such a key is built
     tmp/<key>.<random>/           a build in progress; without the lock held, what a killed builder left
 
@@ -60,15 +61,19 @@ class CacheInfo:
 
 @dataclass(frozen=True)
 class KernelCache:
-    """The cache under one directory; it keeps nothing in memory, so any number of objects may share it."""
+    """The cache under one directory; it keeps nothing in memory, so any number of objects may share it.
+
+    triton: version of the Triton that makes the kernels; "" if the C++ compiler does
+    """
 
     directory: Path
     cap_bytes: int = 2048 * _MEGABYTE
+    triton: str = ""
 
     @classmethod
-    def of(cls, options: Options) -> KernelCache:
+    def of(cls, options: Options, *, triton: str = "") -> KernelCache:
         directory = Path(options.cache_dir).expanduser() if options.cache_dir else _default_directory()
-        return cls(directory, options.cache_size_mb * _MEGABYTE)
+        return cls(directory, options.cache_size_mb * _MEGABYTE, triton)
 
     def fetch(self, key: str, build: Build, load: Callable[[str], Library]) -> Library:
         """`load` applied to the entry of `key`, after `build` if there is none that is whole.
@@ -89,8 +94,8 @@ class KernelCache:
 
     def find(self, key: str) -> Path | None:
         """A whole entry: this compiler's, or anyone's where no compiler is installed."""
-        compiler = find_compiler()
-        candidates = [self._entry(key)] if compiler else sorted(self._kernels.glob(f"{key}-*.so"))
+        is_certain = self.triton or find_compiler()
+        candidates = [self._entry(key)] if is_certain else sorted(self._kernels.glob(f"{key}-*.so"))
         return next((path for path in candidates if is_sealed(path)), None)
 
     def info(self) -> CacheInfo:
@@ -114,6 +119,8 @@ class KernelCache:
         return self.directory / "tmp"
 
     def _entry(self, key: str) -> Path:
+        if self.triton:
+            return self._kernels / f"{key}-triton-{self.triton}.gpu"
         compiler = find_compiler()
         return self._kernels / f"{key}-{compiler.fingerprint if compiler else 'none'}.so"
 
@@ -168,7 +175,7 @@ class KernelCache:
     def _entries(self) -> list[tuple[float, int, Path]]:
         """(time of last use, bytes, path), longest ago first."""
         found = []
-        for path in self._kernels.glob("*.so"):
+        for path in (*self._kernels.glob("*.so"), *self._kernels.glob("*.gpu")):
             with suppress(FileNotFoundError):
                 stat = path.stat()
                 found.append((stat.st_mtime, stat.st_size, path))

@@ -33,9 +33,9 @@ class TensorSpec:
     def of(cls, tensor: torch.Tensor) -> TensorSpec:
         return cls(tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
 
-    def is_met_by(self, tensor: torch.Tensor) -> bool:
-        """Whether a kernel may read `tensor` here; the stride of a dimension of one element is never used."""
-        if (tensor.dtype, tuple(tensor.shape), tensor.device.type) != (self.dtype, self.shape, "cpu"):
+    def is_met_by(self, tensor: torch.Tensor, device: str = "cpu") -> bool:
+        """Whether a kernel may read `tensor`; the stride of a dimension of one element is never used."""
+        if (tensor.dtype, tuple(tensor.shape), tensor.device.type) != (self.dtype, self.shape, device):
             return False
         pairs = zip(tensor.stride(), self.strides, self.shape, strict=True)
         return not tensor.is_neg() and (0 in self.shape or all(a == b for a, b, n in pairs if n > 1))

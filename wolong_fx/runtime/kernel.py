@@ -75,7 +75,7 @@ class Kernel:
         self._blocks = [Block(image, self._constants)]
         self._outputs = Outputs(image.outputs)
         self._tensors = len(image.inputs) + len(image.outputs)
-        self._write_addresses: WriteAddresses = _in_python(self._tensors)
+        self._write_addresses: WriteAddresses = addresses_in_python(self._tensors)
         self._runner = _runner(library, image.threads, openmp)
         self._run: Callable[[object], int] = self._runner
 
@@ -156,8 +156,8 @@ class Kernel:
         return f"Kernel({self.name!r}, {len(self.image.inputs)} inputs, {len(self.image.outputs)} outputs)"
 
 
-def _in_python(count: int) -> WriteAddresses:
-    """For `count` tensors."""
+def addresses_in_python(count: int) -> WriteAddresses:
+    """What writes the addresses of `count` tensors where nothing could be built to do it in C."""
     pack, size = Struct(f"{count}P").pack_into, count * ctypes.sizeof(ctypes.c_void_p)
 
     def write(

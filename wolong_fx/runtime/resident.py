@@ -17,9 +17,9 @@ from wolong_fx.runtime.watch import Watch
 class Launchable(Protocol):
     """A compiled kernel, or the reference machine in its place."""
 
-    def launch(self, inputs: Sequence[Tensor], bound: Sequence[Any] = ()) -> list[Tensor]: ...
+    def launch(self, inputs: Sequence[Tensor], bound: Any = ...) -> list[Tensor]: ...
 
-    def bind(self, tensors: Sequence[Tensor]) -> Sequence[Any]: ...
+    def bind(self, tensors: Sequence[Tensor]) -> Any: ...
 
     def keep_together(self, positions: Collection[int]) -> None: ...
 
@@ -48,7 +48,7 @@ class Kept(NamedTuple):
 
     watch: Watch
     values: list[Tensor]
-    bound: Sequence[Any]
+    bound: Any
 
 
 class ResidentKernel:
