@@ -62,14 +62,14 @@ def make_ours_by_torch(job: Job) -> Contender:
     return compile_by_torch(job, "wolong")
 
 
-def compile_by_torch(job: Job, backend: str) -> Contender:
+def compile_by_torch(job: Job, backend: str, mode: str | None = None) -> Contender:
     """A copy of the model, called through torch.compile; for one set of shapes, as ours is."""
     model = copy.deepcopy(job.model)
-    return job.contender(model, torch.compile(model, backend=backend, dynamic=False))
+    return job.contender(model, torch.compile(model, backend=backend, mode=mode, dynamic=False))
 
 
 def make_nn_lstm(job: Job) -> Contender:
-    """oneDNN's LSTM with the model's weights."""
+    """The library's LSTM with the model's weights: oneDNN's, on a GPU cuDNN's."""
     return _library_twin(job, same_as_nn_lstm(_lstm_of(job)))
 
 
@@ -81,6 +81,7 @@ def make_nn_gru(job: Job) -> Contender:
 
 
 def _library_twin(job: Job, twin: nn.Module) -> Contender:
+    twin = twin.to(job.inputs[0].device, job.inputs[0].dtype)
     contender = job.contender(twin.train(job.is_training))
     if job.is_training:  # its parameters are the model's side by side: no gradient is comparable
         return Contender(contender.call)

@@ -47,10 +47,19 @@ class Job:
 
     @classmethod
     def of(
-        cls, model: nn.Module, batch: int = 1, *, is_training: bool = False, count_flops: bool = False
+        cls,
+        model: nn.Module,
+        batch: int = 1,
+        *,
+        is_training: bool = False,
+        count_flops: bool = False,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> Job:
-        """With the model's own example inputs."""
-        inputs = model.example_inputs(batch)  # type: ignore[operator]
+        """With the model's own example inputs, floats of a dtype, all on a device."""
+        model = model.to(device, dtype)
+        given: Sequence[Tensor] = model.example_inputs(batch)  # type: ignore[operator]
+        inputs = tuple(x.to(device, dtype if x.is_floating_point() else x.dtype) for x in given)
         flops = count_product_flops(model, inputs) * (3 if is_training else 1) if count_flops else 0.0
         return cls(model.train(is_training), inputs, is_training, flops)
 

@@ -90,25 +90,31 @@ def measure_row(
         "title": row.title,
         "flops": job.flops,
         "ms": contest.as_json(),
-        "speedup": _speedups(contest),
+        "speedup": speedups(contest),
         "kernel_ms": inside,
         "missing": arrived.missing,
         "verdicts": verdicts(row, contest),
         "error": errors,
-        "error_over_eagers": _relative(errors),
+        "error_over_eagers": error_over_eagers(errors),
         "first_call_s": arrived.first_calls(effort),
-        **(_what_we_did(ours, arrived.first_call_s[OURS]) if ours else {}),
+        **(what_we_did(ours, arrived.first_call_s[OURS]) if ours else {}),
     }
 
 
-def race(contenders: Mapping[str, Contender], effort: Effort, progress: Progress) -> Contest:
-    """Milliseconds of each, taken in turn."""
+def race(
+    contenders: Mapping[str, Contender],
+    effort: Effort,
+    progress: Progress,
+    finish: Callable[[], object] = lambda: None,
+) -> Contest:
+    """Milliseconds of each, taken in turn; `finish` waits for what calls leave running."""
     return measure_interleaved(
         {name: contender.call for name, contender in contenders.items()},
         effort.rounds,
         sample_ms=effort.sample_ms,
         rest_ms=effort.rest_ms,
         progress=progress,
+        finish=finish,
     )
 
 
@@ -137,18 +143,21 @@ def _gather(row: Row, makers: Mapping[str, Maker], job: Job, progress: Progress)
     return arrived
 
 
-def _speedups(contest: Contest) -> dict[str, dict[str, float]]:
+def speedups(contest: Contest) -> dict[str, dict[str, float]]:
+    """How many times longer than ours every other takes, paired round by round."""
     if OURS not in contest.samples:
         return {}
     return {name: vars(contest.ratio(name, OURS)) for name in contest.samples if name != OURS}
 
 
-def _relative(errors: Mapping[str, float | None]) -> float | None:
+def error_over_eagers(errors: Mapping[str, float | None]) -> float | None:
+    """How many times eager's our error is, if both are known."""
     ours, eagers = errors.get(OURS), errors.get(EAGER)
     return ours / eagers if ours is not None and eagers else None
 
 
-def _what_we_did(ours: Contender, first_call_s: float) -> dict[str, Any]:
+def what_we_did(ours: Contender, first_call_s: float) -> dict[str, Any]:
+    """What our statistics say of a contender, and the parts of its first call."""
     stats = wolong_fx.stats(ours.model)
     return {
         "kernel_launches": stats.launches,

@@ -61,6 +61,7 @@ def measure_interleaved(
     sample_ms: float = 0.0,
     rest_ms: float = 0.0,
     progress: Callable[[str], None] = lambda line: None,
+    finish: Callable[[], object] = lambda: None,
 ) -> Contest:
     """Time each call in turn, `rounds` times, after warming all up.
 
@@ -68,8 +69,9 @@ def measure_interleaved(
                the repeats of one contender run back to back, as they would in use
     rest_ms: wait so long before each sample, and call once untimed: threads of the contender before, which
              wait for more work, would else take a processor from the next one
+    finish: waits for what calls leave running, within the time of each sample
     """
-    repeats = {name: _repeats(call, sample_ms) for name, call in calls.items()}
+    repeats = {name: _repeats(call, sample_ms, finish) for name, call in calls.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         progress(f"round {number + 1} of {rounds}")
@@ -77,20 +79,22 @@ def measure_interleaved(
             if rest_ms:
                 sleep(rest_ms / 1e3)
                 call()
-            taken[name].append(_time_ms(call, repeats[name]))
+            taken[name].append(_time_ms(call, repeats[name], finish))
     return Contest(taken)
 
 
-def _repeats(call: Callable[[], object], sample_ms: float) -> int:
+def _repeats(call: Callable[[], object], sample_ms: float, finish: Callable[[], object]) -> int:
     for _ in range(3):
         call()
-    return max(1, round(sample_ms / median(_time_ms(call, 1) for _ in range(5))))
+    finish()
+    return max(1, round(sample_ms / median(_time_ms(call, 1, finish) for _ in range(5))))
 
 
-def _time_ms(call: Callable[[], object], repeats: int) -> float:
+def _time_ms(call: Callable[[], object], repeats: int, finish: Callable[[], object]) -> float:
     start = perf_counter()
     for _ in range(repeats):
         call()
+    finish()
     return 1e3 * (perf_counter() - start) / repeats
 
 
