@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import inf
 
 from wolong_fx.codegen.cpp.cuts import Cutter
 from wolong_fx.codegen.cpp.machine import MACHINES, Machine
 from wolong_fx.codegen.cpp.prelude import emit_scalars, emit_vectors
+from wolong_fx.codegen.cpp.share_functions import Sharing, share_functions
 from wolong_fx.codegen.cpp.tables import Run, Tables, emit_tables
 from wolong_fx.codegen.cpp.team import BACKWARDS, ENTRY_POINTS, TEAM, emit_layout, team_of
 from wolong_fx.codegen.cpp.tile_function import TileFunction, TileFunctionText
@@ -57,13 +59,12 @@ def emit_program(program: Program, isa: str, threads: int, core_cache_bytes: flo
     return _ProgramText(program, MACHINES[isa], team_of(threads), core_cache_bytes).write()
 
 
-@dataclass
-class _Emitted:
-    """A tile function and what the operators that share it are called."""
+@dataclass(frozen=True)
+class _Call:
+    """What a stage calls for an operator."""
 
-    function: TileFunction
-    number: int
-    users: list[OpInst] = field(default_factory=list)
+    sharing: Sharing
+    bindings: Bindings
 
 
 class _ProgramText:
@@ -72,8 +73,10 @@ class _ProgramText:
         self.tables = Tables(threads)
         self.cutter = Cutter(machine, threads)
         self.checks: list[str] = []
-        self.emitted: dict[Key, _Emitted] = {}
         self.used: dict[int, set[str]] = {}
+        self.functions: list[TileFunction] = []
+        self.users: dict[int, list[OpInst]] = defaultdict(list)
+        self.calls: dict[OpInst, _Call] = {}
         self.constants, self.offsets = lay_out_constants(program)
         given = [b for b in program.buffers if b.kind.is_given]
         tensors = given + [b for b in program.buffers if b.kind is BufferKind.OUTPUT]
@@ -83,10 +86,10 @@ class _ProgramText:
         self.stages = 0
 
     def write(self) -> KernelSource:
+        self._write_functions()
         self._items(self.program.body, {})
-        functions = list(self.emitted.values())
-        names = [f"lanes{e.function.lanes}::{e.function.name}" for e in functions]
-        vectors = "\n".join(self._namespace(lanes, functions) for lanes in sorted(self.used))
+        names = [f"lanes{f.lanes}::{f.name}" for f in self.functions]
+        vectors = "\n".join(self._namespace(lanes) for lanes in sorted(self.used))
         parts = [
             f"// Program {self.program.name}, for {self.machine.name}: emitted by Wolong FX.",
             f"#define {self.machine.macro}",
@@ -101,18 +104,42 @@ class _ProgramText:
             ENTRY_POINTS,
         ]
         text = "\n".join(p for p in parts if p)
-        return KernelSource(text, tuple(self.checks), self.constants, self.tables.threads, len(functions))
+        return KernelSource(text, tuple(self.checks), self.constants, self.tables.threads, len(names))
 
-    def _namespace(self, lanes: int, functions: Sequence[_Emitted]) -> str:
+    def _namespace(self, lanes: int) -> str:
         """The vector types of one lane count, and the tile functions that use them."""
         texts = [
-            describe_users(e.users, "//") + e.function.text + "\n"
-            for e in functions
-            if e.function.lanes == lanes
+            describe_users(self.users[number], "//") + function.text + "\n"
+            for number, function in enumerate(self.functions)
+            if function.lanes == lanes
         ]
         prelude = emit_vectors(self.machine, lanes, self.used[lanes])
         title = f"// ---- tile functions of {lanes} lanes\n"
         return f"namespace lanes{lanes} {{\n{prelude}\n{title}\n" + "\n".join(texts) + "}\n"
+
+    # The tile functions
+
+    def _write_functions(self) -> None:
+        """Those of all operators: one for equal ones, and one for those that differ in sizes alone."""
+        written: dict[Key, TileFunction] = {}
+        keys = {op: self._write(op, loops, written) for op, loops in _ops_in_loops(self.program.body, {})}
+        self.functions, shared = share_functions(list(written.values()))
+        sharing = dict(zip(written, shared, strict=True))
+        for op, (key, bindings) in keys.items():
+            self.calls[op] = _Call(sharing[key], bindings)
+            self.users[sharing[key].function].append(op)
+
+    def _write(
+        self, op: OpInst, loops: dict[Var, int], written: dict[Key, TileFunction]
+    ) -> tuple[Key, Bindings]:
+        bindings = Bindings.of(op)
+        key = signature(op, bindings, loops)
+        if key not in written:
+            planner = Planner(op, self.machine)
+            use, name = self.used.setdefault(planner.lanes, set()).add, f"tile{len(written)}"
+            text = TileFunctionText(name, planner, bindings, loops, self._number_check, use)
+            written[key] = text.write()
+        return key, bindings
 
     # The body
 
@@ -124,7 +151,7 @@ class _ProgramText:
         pad, first = "  " * (len(loops) + 1), self.stages
         for item in items:
             if isinstance(item, Stage):
-                self._stage(item, loops)
+                self._stage(item)
                 continue
             self._run_stages(pad, first, is_backwards)
             self._loop(item, loops, pad)
@@ -154,29 +181,18 @@ class _ProgramText:
             return f"{at} % 2"
         return f"w->team == 1 && {at} % 2"  # the caches of a team hold what one thread's does not
 
-    def _stage(self, stage: Stage, loops: dict[Var, int]) -> None:
-        bound = [self._bind(op, loops) if op.points else (0, 0) for op in stage.ops]
+    def _stage(self, stage: Stage) -> None:
+        bound = [self._bind(op) if op.points else (0, 0) for op in stage.ops]
         by_thread = self.cutter.parts(stage)
         runs = [[Run(*bound[part.op], part.first, part.last) for part in parts] for parts in by_thread]
         self.tables.add_stage(runs, stage.barrier)
         self.stages += 1
 
-    def _bind(self, op: OpInst, loops: dict[Var, int]) -> tuple[int, int]:
+    def _bind(self, op: OpInst) -> tuple[int, int]:
         """The number of an operator's tile function, and where its bindings start."""
-        bindings = Bindings.of(op)
-        key = signature(op, bindings, loops)
-        if key not in self.emitted:
-            self.emitted[key] = self._emit(op, bindings, loops)
-        known = self.emitted[key]
-        known.users.append(op)
-        return known.number, self.tables.bind(self._argument(p) for p in bindings.pointers)
-
-    def _emit(self, op: OpInst, bindings: Bindings, loops: dict[Var, int]) -> _Emitted:
-        planner = Planner(op, self.machine)
-        used = self.used.setdefault(planner.lanes, set())
-        name = f"tile{len(self.emitted)}"
-        text = TileFunctionText(name, planner, bindings, loops, self._number_check, used.add)
-        return _Emitted(text.write(), len(self.emitted))
+        call = self.calls[op]
+        pointers = map(self._argument, call.bindings.pointers)
+        return call.sharing.function, self.tables.bind(pointers, call.sharing.arguments)
 
     def _number_check(self, message: str) -> int:
         if message not in self.checks:
@@ -192,6 +208,15 @@ class _ProgramText:
         if buffer.kind is BufferKind.CONSTANT:
             return _CONSTANTS, self.offsets[buffer] + start
         return self.slots[buffer], start
+
+
+def _ops_in_loops(items: Sequence[Item], loops: dict[Var, int]) -> Iterator[tuple[OpInst, dict[Var, int]]]:
+    """Operators that have points, and the numbers of the variables of the loops around them."""
+    for item in items:
+        if isinstance(item, Loop):
+            yield from _ops_in_loops(item.body, {**loops, item.var: len(loops)})
+        else:
+            yield from ((op, loops) for op in item.ops if op.points)
 
 
 def _libm_declarations(text: str) -> str:

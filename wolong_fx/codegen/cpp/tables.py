@@ -29,9 +29,9 @@ class Tables:
     barriers: list[bool] = field(default_factory=list)
     _bound: dict[tuple[int, ...], int] = field(default_factory=dict)
 
-    def bind(self, pointers: Iterable[tuple[int, int]]) -> int:
-        """Where these (argument, byte offset) pairs start in the table."""
-        flat = tuple(number for pair in pointers for number in pair)
+    def bind(self, pointers: Iterable[tuple[int, int]], numbers: Iterable[int] = ()) -> int:
+        """Where these (argument, byte offset) pairs start in the table, the numbers behind them."""
+        flat = (*(number for pair in pointers for number in pair), *numbers)
         if flat not in self._bound:
             self._bound[flat] = len(self.bindings)
             self.bindings += flat

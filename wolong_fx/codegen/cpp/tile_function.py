@@ -27,11 +27,13 @@ class TileFunction:
 
     name: of the function
     lanes: elements of its vectors, which choose the namespace it stands in
+    pointers: what it reads from the table of bindings
     """
 
     name: str
     lanes: int
     text: str
+    pointers: int
 
 
 class TileFunctionText:
@@ -82,7 +84,7 @@ class TileFunctionText:
         parameters = "char* const* args, const i64* bind, const i64* loop, i64 first, i64 last"
         header = f"NOINLINE void {self.name}({parameters})"
         text = "\n".join([*self.kernels, header + " {", *("  " + line for line in lines), "}"])
-        return TileFunction(self.name, self.plan.lanes, text)
+        return TileFunction(self.name, self.plan.lanes, text, len(self.bindings.pointers))
 
     # What stands around the points of a block
 
