@@ -59,7 +59,7 @@ def _can_differentiate_scan() -> bool:
     return can_differentiate_scan()
 
 
-def _keeps_assertions() -> bool:
+def _is_new_torch() -> bool:
     import torch
 
     return torch.__version__ >= "2.13"
@@ -83,7 +83,10 @@ CAPABILITIES: dict[str, Capability] = {
         _can_differentiate_scan, "needs a torch whose gradients of a scan are right: 2.13"
     ),
     "kept_assertions": Capability(
-        _keeps_assertions, "needs a torch that keeps operators that only assert when it traces: 2.13"
+        _is_new_torch, "needs a torch that keeps operators that only assert when it traces: 2.13"
+    ),
+    "guarded_defaults": Capability(
+        _is_new_torch, "needs a torch whose Dynamo sees new defaults of a function that it inlined: 2.13"
     ),
     "engine": Capability(lambda: shutil.which("sbatch") is not None, "needs a running Slurm or Ray"),
 }

@@ -149,14 +149,15 @@ def test_changes_in_a_closure_are_seen(blend):
         cell.cell_contents = value
 
 
-def test_a_new_default_or_body_is_seen(blend):
-    was = blend.eager.__defaults__, blend.eager.__code__
-    blend.eager.__defaults__ = (3,)
+@pytest.mark.guarded_defaults
+def test_a_new_default_is_seen(blend, monkeypatch):
+    monkeypatch.setattr(blend.eager, "__defaults__", (3,))
     assert blend.check(x) > 0
-    blend.eager.__defaults__ = was[0]
-    blend.eager.__code__ = make_other(None, None).__code__
+
+
+def test_a_new_body_is_seen(blend, monkeypatch):
+    monkeypatch.setattr(blend.eager, "__code__", make_other(None, None).__code__)
     assert blend.check(x) > 0
-    blend.eager.__code__ = was[1]
 
 
 def test_hooks_of_a_module_that_it_calls_are_seen(blend):

@@ -51,10 +51,11 @@ def optimize(model: Any = None, /, **options: Any) -> Any:
 
     - writes to weights that move no version counter: in place through `p.data`, or from C++;
     - methods of the model's classes that were replaced, which Dynamo does not guard;
-    - what else a trace read once: files, the environment, the clock.
+    - what else a trace read once: files, the environment, the clock;
+    - on torch before 2.13, new defaults of a function's parameters, which Dynamo guards only since then.
 
     verify="always" sees the first two: it keeps nothing that was made of weights, sends every call through
-    Dynamo, and traces anew when a method changed. Nothing but `deoptimize` sees the third.
+    Dynamo, and traces anew when a method changed. Nothing but `deoptimize` sees the others.
 
     Options are the fields of `wolong_fx.Options`. `model(...)` is compiled, for inference and training, once
     for each set of input shapes and modes; `model.forward(...)` and calls of its submodules stay as they are.

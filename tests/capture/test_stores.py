@@ -21,6 +21,12 @@ def stores_two(function, torch_utils):
     return out[0]
 
 
+def stores_as_torch_2_11_does(function, builtins):
+    out = __compiled_fn_0(function.x)  # type: ignore[name-defined]  # noqa: F821
+    builtins.object.__setattr__(function.__self__, "state", out[1])
+    return out[0]
+
+
 def calls_two(x):
     return __compiled_fn_0(x), __compiled_fn_1(x)  # type: ignore[name-defined]  # noqa: F821
 
@@ -52,6 +58,7 @@ def test_a_call_of_one_graph_stores_nothing():
 def test_stores_of_outputs_are_found_with_their_places():
     own = "function.__self__"
     assert find_stores(stores_two.__code__) == [Store(own, "state", 1), Store(f"{own}._buffers", "count", 2)]
+    assert find_stores(stores_as_torch_2_11_does.__code__) == [Store(own, "state", 1)]
 
 
 @pytest.mark.parametrize("function", [calls_two, appends, stores_a_number, branches, assigns, len])

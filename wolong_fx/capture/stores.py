@@ -18,6 +18,7 @@ from typing import Any
 GRAPH = "__compiled_fn_"  # how Dynamo names a graph
 RESULT = "graph"
 
+_SET_ATTRIBUTE = (".object_setattr_ignore_descriptor", ".object.__setattr__")  # torch 2.13's, 2.11's
 _PROFILED = ("record_pregraph_bytecode_enter", "record_pregraph_bytecode_exit")
 _NOTHING = frozenset("RESUME NOP CACHE EXTENDED_ARG COPY_FREE_VARS PRECALL DELETE_FAST".split())
 
@@ -81,7 +82,7 @@ class _Reader:
         self.stack.append(RESULT if name.startswith(GRAPH) else "nothing")
         if name.startswith(GRAPH):
             self.graphs += 1
-        elif name.endswith(".object_setattr_ignore_descriptor"):
+        elif name.endswith(_SET_ATTRIBUTE) and len(arguments) == 3:
             self.store(arguments[0], arguments[1], arguments[2])
         elif name.endswith(".update") and len(arguments) == 1 and isinstance(arguments[0], dict):
             for key, value in arguments[0].items():
