@@ -96,33 +96,28 @@ def kernels_of(graph, inputs, isa, threads, monkeypatch):
 def experts(tokens, inside):
     """Experts of unequally many tokens, layers of unequal widths, tables of unequally many rows."""
 
-    def graph(positions, tables, ups, downs):
+    def graph(positions, *weights):
+        tables, ups, downs = (weights[at::3] for at in range(3))
         parts = []
         for at, n in enumerate(tokens):
             x = torch.nn.functional.embedding(positions[at, :n], tables[at])
             parts.append(torch.tanh(torch.relu(x @ ups[at]) @ downs[at]).sum(0) + x.amax())
-        return torch.stack(parts)
+        return (torch.stack(parts),)
 
     def inputs(width=6):
         rows = [3 + 2 * n for n in tokens]
         positions = torch.stack([torch.randint(0, n, (max(tokens),)) for n in rows])
-        ups = [torch.randn(width, w) for w in inside]
-        return positions, [torch.randn(n, width) for n in rows], ups, [torch.randn(w, 5) for w in inside]
+        shapes = zip(rows, inside, strict=True)
+        weights = [(torch.randn(n, width), torch.randn(width, w), torch.randn(w, 5)) for n, w in shapes]
+        return [positions, *(weight for three in weights for weight in three)]
 
-    return graph, inputs
-
-
-def flattened(graph, inputs):
-    """The graph as a function of tensors alone."""
-    flat, tree = torch.utils._pytree.tree_flatten(inputs)
-    return lambda *xs: (graph(*torch.utils._pytree.tree_unflatten(list(xs), tree)),), flat
+    return graph, inputs()
 
 
 @pytest.mark.parametrize("special", [0.0, float("nan"), float("inf")])
 def test_shared_functions_compute_the_same_bits(isa, special, monkeypatch):
-    graph, inputs = experts((3, 8, 9, 17), (7, 20, 33, 48))
-    graph, given_ones = flattened(graph, inputs())
-    given_ones[1][1, 2] = special
+    graph, given_ones = experts((3, 8, 9, 17), (7, 20, 33, 48))
+    given_ones[4][1, 2] = special
     own, shared = kernels_of(graph, given_ones, isa, 2, monkeypatch)
     assert own.image.source.count("NOINLINE void tile") > shared.image.source.count("NOINLINE void tile")
     (expected,), (found,) = own.launch(given_ones), shared.launch(given_ones)
@@ -134,8 +129,7 @@ def test_shared_functions_compute_the_same_bits(isa, special, monkeypatch):
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 40)), min_size=2, max_size=4))
 @pytest.mark.cpu
 def test_random_unequal_siblings_compute_the_same_bits(sizes):
-    graph, inputs = experts(*zip(*sizes, strict=True))
-    graph, given_ones = flattened(graph, inputs())
+    graph, given_ones = experts(*zip(*sizes, strict=True))
     with pytest.MonkeyPatch.context() as patch:
         own, shared = kernels_of(graph, given_ones, "portable", 1, patch)
     (expected,), (found,) = own.launch(given_ones), shared.launch(given_ones)
@@ -145,8 +139,7 @@ def test_random_unequal_siblings_compute_the_same_bits(sizes):
 @pytest.mark.cpu
 def test_a_position_outside_of_its_own_table_is_refused(monkeypatch):
     """Each sibling is checked against its own rows, not against those of the largest."""
-    graph, inputs = experts((3, 5, 8, 9), (4, 4, 4, 4))
-    graph, given_ones = flattened(graph, inputs())
+    graph, given_ones = experts((3, 5, 8, 9), (4, 4, 4, 4))
     shared = kernels_of(graph, given_ones, "portable", 1, monkeypatch)[1]
     given_ones[0][0, 0] = 3 + 2 * 3
     with pytest.raises(IndexError):
