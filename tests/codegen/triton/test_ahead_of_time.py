@@ -73,7 +73,7 @@ def test_the_barrier_arrives_after_the_block_has_met_and_polls_before_it_meets_a
     kinds = {"bar.sync": "meet", "acq_rel": "arrive", ".acquire.": "poll"}
     order = [kind for line in lines for word, kind in kinds.items() if word in line]
     arrivals = [i for i, kind in enumerate(order) if kind == "arrive"]
-    assert len(arrivals) == 2  # behind the first stage, and in the loop
+    assert len(arrivals) in (2, 3)  # before the loop, and in it: idle blocks may get a copy of it
     for i in arrivals:
         assert order[i - 1] == "meet"
         polls = [kind for kind in order[i:] if kind != "meet"][:2]

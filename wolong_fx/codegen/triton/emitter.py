@@ -12,10 +12,13 @@ from enum import Enum
 
 from wolong_fx.codegen.emission import describe_users, lay_out_constants
 from wolong_fx.codegen.signature import Binding, Bindings, Key, signature
-from wolong_fx.codegen.triton.tile_function import TileFunction, TileFunctionText
+from wolong_fx.codegen.triton.calls import Call, fill_own, run_in_turn, run_own, total
+from wolong_fx.codegen.triton.keep import NOTHING, Kept, find_kept
+from wolong_fx.codegen.triton.tile_function import FAILURE, TileFunction, TileFunctionText
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
 from wolong_fx.ir.types import BufferKind, DType
+from wolong_fx.runtime.gpu.launches import StageLaunch, StageLoop
 
 _HEADER = '''\
 """Program {name}: emitted by Wolong FX."""
@@ -69,26 +72,6 @@ class TritonSource:
 
 
 @dataclass(frozen=True)
-class StageLaunch:
-    """A launch of one stage.
-
-    kernel: its name
-    blocks: virtual blocks, each of which gets a physical one
-    """
-
-    kernel: str
-    blocks: int
-
-
-@dataclass(frozen=True)
-class StageLoop:
-    """Launches that are repeated; those at depth d take the trip's number as `t{d}`."""
-
-    trips: int
-    body: tuple[StageLaunch | StageLoop, ...]
-
-
-@dataclass(frozen=True)
 class StagedSource:
     """What becomes a kernel for every stage.
 
@@ -128,20 +111,22 @@ class _Emitted:
     """A tile function and the operators that share it."""
 
     function: TileFunction
-    users: list[OpInst] = field(default_factory=list)
+    users: dict[OpInst, None] = field(default_factory=dict)
 
 
 class _ProgramText:
     def __init__(self, program: Program, precision: str) -> None:
         self.program, self.precision = program, precision
-        self.emitted: dict[Key, _Emitted] = {}
+        self.emitted: dict[tuple[Key, Kept], _Emitted] = {}
         self.known_arguments: dict[str, Argument] = {}
         self.checks: list[str] = []
         self.constants, self.offsets = lay_out_constants(program)
         given = [b for b in program.buffers if b.kind.is_given]
         tensors = given + [b for b in program.buffers if b.kind is BufferKind.OUTPUT]
         self.numbers = {b: i for i, b in enumerate(tensors)}
-        self.stages = 0
+        self.kept = find_kept(program)
+        self.keepers: dict[OpInst, int] = {}
+        self.stages: dict[Stage, int] = {}
         self.blocks = 1
 
     def write(self, barrier: str) -> TritonSource:
@@ -166,7 +151,7 @@ class _ProgramText:
 
     def _module(self, imports: Sequence[str], kernels: Sequence[str]) -> str:
         header = _HEADER.format(name=self.program.name) + "".join(imports) + _LIBRARY
-        functions = [describe_users(e.users, "#") + e.function.text for e in self.emitted.values()]
+        functions = [describe_users(list(e.users), "#") + e.function.text for e in self.emitted.values()]
         return "\n\n".join([header, *functions, *kernels]) + "\n"
 
     def _kernel(self, name: str, more: Sequence[str], body: Sequence[str]) -> str:
@@ -175,18 +160,46 @@ class _ProgramText:
         return "\n".join([*head, *body])
 
     def _body(self, items: Sequence[Item], loops: dict[Var, int], pad: str) -> list[str]:
-        """Every stage, loops as the program has them; behind a stage a barrier of the grid or of the
-        block."""
+        """Every stage, loops as the program has them."""
         lines = []
         for item in items:
-            if isinstance(item, Stage):
-                lines += [f"{pad}# stage {self.stages}", *self._stage(item, loops, pad)[1]]
-                lines.append(f"{pad}grid_barrier(word, G)" if item.barrier else f"{pad}tl.debug_barrier()")
-                continue
-            at = f"t{len(loops)}"
-            lines.append(f"{pad}for {at} in range({item.var.extent}):  # {item.var.name}")
-            lines += self._body(item.body, {**loops, item.var: len(loops)}, pad + "    ")
+            if isinstance(item, Loop):
+                lines += self._loop(item, loops, pad)
+            else:
+                lines += self._stage_lines(item, run_in_turn(self._calls(item, loops)), pad)
         return lines
+
+    def _stage_lines(self, stage: Stage, run: Sequence[str], pad: str) -> list[str]:
+        """What runs a stage, and behind it a barrier of the grid or of the block."""
+        number = self._number(stage)
+        barrier = "grid_barrier(word, G)" if stage.barrier else "tl.debug_barrier()"
+        return [pad + line for line in (f"# stage {number}", *run, barrier)]
+
+    def _loop(self, loop: Loop, loops: dict[Var, int], pad: str) -> list[str]:
+        """A loop; where blocks keep something over its trips, for grids in which they can and for smaller
+        ones."""
+        at, inside = f"t{len(loops)}", {**loops, loop.var: len(loops)}
+        head = f"for {at} in range({loop.var.extent}):  # {loop.var.name}"
+        owned = {
+            s: calls for s in loop.body if isinstance(s, Stage) if _keeps(calls := self._calls(s, inside))
+        }
+        in_turn = [head, *self._body(loop.body, inside, "    ")]
+        if not owned:
+            return [pad + line for line in in_turn]
+        is_last = f"{at} == {loop.var.extent - 1}"
+        own = [head]
+        for item in loop.body:
+            if isinstance(item, Stage) and item in owned:
+                own += self._stage_lines(item, run_own(owned[item], is_last), "    ")
+            else:
+                own += self._body([item], inside, "    ")
+        fills = [line for calls in owned.values() for line in fill_own(calls)]
+        return [
+            f"{pad}if G >= {max(map(total, owned.values()))}:",
+            *(f"{pad}    {line}" for line in (*fills, *own)),
+            f"{pad}else:",
+            *(f"{pad}    {line}" for line in in_turn),
+        ]
 
     def _launches(
         self, items: Sequence[Item], loops: dict[Var, int], bodies: dict[str, tuple[int, list[str]]]
@@ -198,45 +211,37 @@ class _ProgramText:
                 inside = self._launches(item.body, {**loops, item.var: len(loops)}, bodies)
                 found.append(StageLoop(item.var.extent, inside))
                 continue
-            name = f"stage{self.stages}"
-            blocks, lines = self._stage(item, loops, "    ")
-            if blocks:
-                bodies[name] = len(loops), lines
-                found.append(StageLaunch(name, blocks))
+            calls = self._calls(item, loops)
+            if calls:
+                name = f"stage{self._number(item)}"
+                bodies[name] = len(loops), ["    " + line for line in run_in_turn(calls)]
+                found.append(StageLaunch(name, total(calls)))
         return tuple(found)
 
-    def _stage(self, stage: Stage, loops: dict[Var, int], pad: str) -> tuple[int, list[str]]:
-        """How many virtual blocks a stage has, and statements that run them, those of its operators end to
-        end."""
-        calls = [(op.virtual_blocks, self._call(op, loops)) for op in stage.ops if op.points]
-        total = sum(blocks for blocks, _ in calls)
-        self.blocks = max(self.blocks, total)
-        self.stages += 1
-        if not total:
-            return 0, []
-        return total, [
-            f"{pad}for v in range(pid, {total}, G):",
-            *(pad + "    " + line for line in _dispatch(calls)),
-        ]
+    def _number(self, stage: Stage) -> int:
+        return self.stages.setdefault(stage, len(self.stages))
 
-    def _call(self, op: OpInst, loops: dict[Var, int]) -> str:
-        """The call of an operator's tile function; `{v}` stands for the virtual block."""
-        bindings = Bindings.of(op)
-        key = signature(op, bindings, loops)
+    def _calls(self, stage: Stage, loops: dict[Var, int]) -> list[Call]:
+        """The calls of a stage's operators, those without points left out."""
+        calls = [self._call(op, loops) for op in stage.ops if op.points]
+        self.blocks = max(self.blocks, total(calls))
+        return calls
+
+    def _call(self, op: OpInst, loops: dict[Var, int]) -> Call:
+        bindings, kept = Bindings.of(op), self.kept.get(op, NOTHING)
+        key = (signature(op, bindings, loops), kept)
         if key not in self.emitted:
             name = f"tile{len(self.emitted)}"
-            text = TileFunctionText(name, op, bindings, loops, self._number_check, self.precision)
+            text = TileFunctionText(name, op, bindings, loops, self._number_check, self.precision, kept)
             self.emitted[key] = _Emitted(text.write())
         known = self.emitted[key]
-        known.users.append(op)
-        function = known.function
-        arguments = [
-            "{v}",
-            *map(self._pointer, bindings.pointers),
-            *(f"t{d}" for d in function.loops),
-            *(["failure"] if function.takes_failure else []),
-        ]
-        return f"{function.name}({', '.join(arguments)})"
+        known.users[op] = None
+        given = {f"p{i}": self._pointer(pointer) for i, pointer in enumerate(bindings.pointers)}
+        given |= {f"t{d}": f"t{d}" for d in range(len(loops))} | {FAILURE: FAILURE}
+        if known.function.kept:
+            number = self.keepers.setdefault(op, len(self.keepers))
+            given |= {name: f"{name}_{number}" for name in known.function.kept}
+        return Call(known.function, op.virtual_blocks, given)
 
     def _number_check(self, message: str) -> int:
         if message not in self.checks:
@@ -261,13 +266,5 @@ class _ProgramText:
         return f"{argument.name} + {start}" if start else argument.name
 
 
-def _dispatch(calls: Sequence[tuple[int, str]]) -> list[str]:
-    """Which operator a virtual block of a stage belongs to."""
-    if len(calls) == 1:
-        return [calls[0][1].format(v="v")]
-    lines, first = [], 0
-    for i, (blocks, call) in enumerate(calls):
-        test = "else:" if i == len(calls) - 1 else f"{'el' if i else ''}if v < {first + blocks}:"
-        lines += [test, "    " + call.format(v=f"v - {first}" if first else "v")]
-        first += blocks
-    return lines
+def _keeps(calls: Sequence[Call]) -> bool:
+    return any(call.keeps for call in calls)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 from wolong_fx.codegen.signature import Bindings
+from wolong_fx.codegen.triton.kept_text import LEAVES, KeptText
 from wolong_fx.codegen.triton.names import Names, NumberCheck
 from wolong_fx.codegen.triton.pointwise import STORAGE_TYPES, Value
 from wolong_fx.codegen.triton.scope import Scope
@@ -36,29 +37,35 @@ class Place:
 class MemoryText:
     """Emits the accesses of one operator."""
 
-    def __init__(self, bindings: Bindings, names: Names, number_check: NumberCheck) -> None:
-        self.bindings, self.names, self.number_check = bindings, names, number_check
+    def __init__(self, bindings: Bindings, names: Names, number_check: NumberCheck, keep: KeptText) -> None:
+        self.bindings, self.names, self.number_check, self.keep = bindings, names, number_check, keep
 
     def load(self, node: Load, scope: Scope) -> Value:
         """The element of every lane; where there is none, the load's fill, or else 0."""
         place = self._place(node.access, scope, is_padded=node.fill is not None)
         other = "" if not place.masks else f", mask={_all(place.masks)}, other={_fill(node)}"
-        return _in_register(f"tl.load({place.address}{other})", node.dtype, place.axes, scope)
+        text = self.keep.loaded(node, f"tl.load({place.address}{other})", scope)
+        return _in_register(text, node.dtype, place.axes, scope)
 
-    def store(self, store: Store, value: Value, scope: Scope) -> str:
-        """The statement that stores a value, or combines it with what is there."""
+    def store(self, store: Store, value: Value, scope: Scope) -> list[str]:
+        """Statements that store a value, or combine it with what is there, or keep it until the last trip."""
         place = self._place(store.access, scope, is_padded=False)
         axes = place.axes | {axis.at for axis in scope.axes if axis.mask}
         masks = tuple(dict.fromkeys((*scope.mask(axes), *place.masks)))
         mask = f", mask={_all(masks)}" if masks else ""
         dtype = store.access.buffer.dtype
         text = value.text
+        if (name := self.keep.find_state(store)) is not None:
+            spread = f"tl.broadcast_to({text}, {scope.shape(place.axes)})"
+            text = text if value.axes == place.axes else spread
+            kept = f"{name} = {text}.to({STORAGE_TYPES[dtype]})"
+            return [kept, f"if {LEAVES}:", f"    tl.store({place.address}, {name}{mask})"]
         if store.accumulate:
             other = ", other=0" if masks else ""
             old = _in_register(f"tl.load({place.address}{mask}{other})", dtype, place.axes, scope)
             text = COMBINE[store.accumulate].format(old.text, text)
             text = f"({text})"
-        return f"tl.store({place.address}, {text}.to({STORAGE_TYPES[dtype]}){mask})"
+        return [f"tl.store({place.address}, {text}.to({STORAGE_TYPES[dtype]}){mask})"]
 
     def _place(self, access: Access, scope: Scope, is_padded: bool) -> Place:
         offset = self.bindings.offset_of[id(access)].substitute(scope.env)

@@ -19,11 +19,18 @@ from wolong_fx.ir.types import DType
 CHUNK = 4096
 """Elements of a tile with its reduced axis: 32 registers of each of 128 threads."""
 
+WHOLE = 1 << 14
+"""The same where one factor of a sum of products is kept in registers: products are added up as they are
+made, and need few of their own."""
+
 SMALLEST_DOT = 16
 """Extents below which a product of matrices is no work for tensor cores."""
 
 DOT_STEP = 32
 """Reduced positions that one step of a matrix product takes."""
+
+WHOLE_DOT = 512
+"""The same where the block keeps a factor in registers."""
 
 COMBINE = {
     "sum": "add",
@@ -52,10 +59,15 @@ class ReductionText:
     """Emits the reductions of one operator, those over the same positions in one loop.
 
     precision: of float32 products on tensor cores, "ieee" or "tf32"
+    is_kept: whether the block keeps a factor, and should therefore take all positions at once
     """
 
-    def __init__(self, analysis: Analysis, names: Names, values: ValuesText, precision: str) -> None:
+    def __init__(
+        self, analysis: Analysis, names: Names, values: ValuesText, precision: str, is_kept: bool
+    ) -> None:
         self.analysis, self.names, self.values, self.precision = analysis, names, values, precision
+        self.is_kept = is_kept
+        self.chunk, self.dot_step = (WHOLE, WHOLE_DOT) if is_kept else (CHUNK, DOT_STEP)
 
     def reduce(self, node: Reduce, scope: Scope) -> None:
         """Give the reduction, and those that can share its loop, a value in the scope."""
@@ -127,7 +139,7 @@ class ReductionText:
     # ---- steps over chunks
 
     def _steps(self, group: list[Reduce], extent: int, scope: Scope) -> None:
-        room = max(1, CHUNK // prod(axis.size for axis in scope.axes))
+        room = max(1, self.chunk // prod(axis.size for axis in scope.axes))
         size = min(_power_of_two(extent), 1 << (room.bit_length() - 1))
         at = Var(self.names.fresh("k"), extent)
         child = self._child(group, at, size, scope)
@@ -147,11 +159,14 @@ class ReductionText:
         env = {**scope.env, **_flat_env(group, at)}
         bound = scope.bound.union(*(node.over for node in group))
         if size == 1:
-            return Scope(scope.axes, env, bound, scope, is_wide=scope.is_wide)
+            return Scope(scope.axes, env, bound, scope, is_wide=scope.is_wide, head=None)
         mask = f"m_{at.name}" if at.extent % size else None
         lift = "[" + ":, " * len(scope.axes) + "None]"
-        axes = (*(axis.lifted(lift) for axis in scope.axes), Axis(at, size, at.name, mask))
-        return Scope(axes, env, bound, scope, lift, scope.is_wide)
+        axis = Axis(at, size, at.name, mask)
+        axes = (*(axis.lifted(lift) for axis in scope.axes), axis)
+        is_whole = size >= at.extent and scope.head is not None
+        head = (*(scope.head or ()), *_positions(axis, len(axes) - 1, len(axes), "")) if is_whole else None
+        return Scope(axes, env, bound, scope, lift, scope.is_wide, head)
 
     def _accumulate(self, node: Reduce, body: Value, child: Scope, along: tuple[Axis, ...]) -> _Accumulator:
         """Combine a body with what was accumulated, and say what that starts from."""
@@ -164,6 +179,9 @@ class ReductionText:
             if axis.mask:
                 text = f"tl.where({axis.mask}, {text}, {_identity_text(node)})"
         full = child.shape(axes) if body.rank or along else "()"
+        if self.is_kept and child.head is not None and node.op == "sum":
+            spread = text if body.axes == axes else f"tl.broadcast_to({text}, {full})"
+            return _Accumulator(child.name_of(spread, self.names), (), body)
         name = self.names.fresh("a")
         start = f"tl.full({full}, {_identity_text(node)}, {kind})"
         combine = COMBINE[node.op]
@@ -215,17 +233,9 @@ class ReductionText:
     def _dots(self, group: list[Reduce], extent: int, scope: Scope) -> None:
         row, lane = scope.axes
         at = self.names.fresh("k")
-        size = min(_power_of_two(extent), DOT_STEP)
-        mask = extent % size != 0
-        bound = scope.bound.union(*(node.over for node in group))
-        along_rows, along_lanes = Var(f"{at}_row", extent), Var(f"{at}_lane", extent)
-        sides = []
-        for var, axes_of in ((along_rows, 1), (along_lanes, 0)):
-            axis = Axis(var, size, var.name, f"m_{var.name}" if mask else None)
-            axes = (row, axis) if axes_of else (axis, lane)
-            env = {**scope.env, **_flat_env(group, var)}
-            sides.append(Scope(axes, env, bound, scope, is_wide=scope.is_wide))
-        left, right = sides
+        size = min(_power_of_two(extent), self.dot_step)
+        left = self._side(group, Var(f"{at}_row", extent), size, 1, scope)
+        right = self._side(group, Var(f"{at}_lane", extent), size, 0, scope)
         products = []
         for node in group:
             dot = self.find_dot(node, scope)
@@ -235,14 +245,28 @@ class ReductionText:
             scope.lines.append(f"{acc} = tl.zeros(({row.size}, {lane.size}), tl.float32)")
             products.append(f'{acc} = tl.dot({a}, {b}, {acc}, input_precision="{self.precision}")')
             scope.values[id(node)] = Value(acc, node.dtype, frozenset((row.at, lane.at)), 2)
-        scope.lines.append(f"for {at} in range(0, {extent}, {size}):")
-        for side, where in ((left, 1), (right, 0)):
-            name = side.axes[where].at.name
-            scope.lines.append(f"    {name} = {at} + tl.arange(0, {size}){subscript(where, 2)}")
-            if side.axes[where].mask:
-                scope.lines.append(f"    {side.axes[where].mask} = {name} < {extent}")
-            scope.lines += ["    " + line for line in side.lines]
-        scope.lines += ["    " + line for line in products]
+        is_whole = size >= extent
+        start = "" if is_whole else f"{at} + "
+        steps = [
+            *(*_positions(left.axes[1], 1, 2, start), *left.lines),
+            *(*_positions(right.axes[0], 0, 2, start), *right.lines),
+            *products,
+        ]
+        if is_whole:
+            scope.lines += steps
+        else:
+            scope.lines.append(f"for {at} in range(0, {extent}, {size}):")
+            scope.lines += ["    " + line for line in steps]
+
+    def _side(self, group: list[Reduce], at: Var, size: int, where: int, scope: Scope) -> Scope:
+        """The scope of a factor, whose axis number `where` is the reduced positions."""
+        axis = Axis(at, size, at.name, f"m_{at.name}" if at.extent % size else None)
+        row, lane = scope.axes
+        axes = (row, axis) if where else (axis, lane)
+        env = {**scope.env, **_flat_env(group, at)}
+        bound = scope.bound.union(*(node.over for node in group))
+        head = tuple(_positions(axis, where, 2, "")) if size >= at.extent else None
+        return Scope(axes, env, bound, scope, is_wide=scope.is_wide, head=head)
 
     def _factor(self, factor: Expr, side: Scope) -> str:
         """A factor as a matrix, in the narrowest type that holds it, 0 where there is nothing."""
@@ -276,15 +300,20 @@ def _loop(child: Scope, at: Var, size: int) -> list[str]:
     if size == 1:
         return [f"for {at.name} in range({at.extent}):", *("    " + line for line in child.lines)]
     axis, rank = child.axes[-1], len(child.axes)
-    lanes = f"tl.arange(0, {size}){subscript(rank - 1, rank)}"
     is_whole = size >= at.extent
-    lines = [f"{at.name} = {lanes}" if is_whole else f"{at.name} = {at.name}_0 + {lanes}"]
-    if axis.mask:
-        lines.append(f"{axis.mask} = {at.name} < {at.extent}")
-    lines += child.lines
+    lines = [*_positions(axis, rank - 1, rank, "" if is_whole else f"{at.name}_0 + "), *child.lines]
     if is_whole:
         return lines
     return [f"for {at.name}_0 in range(0, {at.extent}, {size}):", *("    " + line for line in lines)]
+
+
+def _positions(axis: Axis, number: int, rank: int, start: str) -> list[str]:
+    """Statements that define the positions along an axis, and which of them are there.
+
+    start: text of the first one, followed by a plus, or nothing
+    """
+    lines = [f"{axis.name} = {start}tl.arange(0, {axis.size}){subscript(number, rank)}"]
+    return lines + ([f"{axis.mask} = {axis.name} < {axis.at.extent}"] if axis.mask else [])
 
 
 def _extent(node: Reduce) -> int:

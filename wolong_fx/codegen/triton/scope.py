@@ -3,12 +3,16 @@ it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from wolong_fx.codegen.triton.names import Names
 from wolong_fx.codegen.triton.pointwise import Value
 from wolong_fx.ir.index import Index, Quotient, Remainder, Var
+
+ASSIGNED_ONCE = re.compile(r"[rvw]\d+")
+"""Names of results, values and what is kept and stays: they need no other one."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Scope:
     bound: variables of reductions that have a value here
     lift: what turns a tensor of the parent into one of this scope
     is_wide: whether indices may need more than 32 bits
+    head: statements that define its positions, behind those of the block; None where they change step by step
     named: the name of each expression that stands in a line of its own
     """
 
@@ -49,6 +54,7 @@ class Scope:
     parent: Scope | None = None
     lift: str = ""
     is_wide: bool = False
+    head: tuple[str, ...] | None = ()
     lines: list[str] = field(default_factory=list)
     values: dict[int, Value] = field(default_factory=dict)
     named: dict[str, str] = field(default_factory=dict)
@@ -73,6 +79,8 @@ class Scope:
     def name_of(self, text: str, names: Names) -> str:
         """The name of an expression. One of equal text is there already: nothing is stored before all is
         read."""
+        if ASSIGNED_ONCE.fullmatch(text):
+            return text
         if text not in self.named:
             self.named[text] = names.fresh("v")
             self.lines.append(f"{self.named[text]} = {text}")

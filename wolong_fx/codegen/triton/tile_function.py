@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from wolong_fx.codegen.analysis import Analysis, operands_first
 from wolong_fx.codegen.signature import Bindings
+from wolong_fx.codegen.triton.keep import NOTHING, Kept
+from wolong_fx.codegen.triton.kept_text import LEAVES, KeptText
 from wolong_fx.codegen.triton.memory import MemoryText
 from wolong_fx.codegen.triton.names import Names, NumberCheck
 from wolong_fx.codegen.triton.pointwise import (
@@ -28,6 +30,9 @@ from wolong_fx.ir.types import DType
 LARGE = 1 << 31
 """Elements of a buffer whose offsets need 64 bits."""
 
+FAILURE = "failure"
+"""Name of the parameter that points to the failure word."""
+
 DIVISIONS = frozenset("floordiv truncdiv mod fmod".split())
 DIVISION_BY_ZERO = "ZeroDivisionError"
 """Message of the check of every integer division, as torch words it."""
@@ -37,14 +42,22 @@ DIVISION_BY_ZERO = "ZeroDivisionError"
 class TileFunction:
     """Finished text.
 
-    loops: which variables of the loops around it takes, by depth
-    takes_failure: whether it has checks
+    parameters: names of what it takes behind the block: pointers p0.., variables of the loops around t0..,
+        the failure word, what is kept, and whether this is the last trip
+    kept, states: names of what the block keeps, and of those that change, which the function returns
+    fill: what it takes of them to fill what is kept, behind the block; None if nothing is
     """
 
     name: str
     text: str
-    loops: tuple[int, ...]
-    takes_failure: bool
+    parameters: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+    fill: tuple[str, ...] | None = None
+
+    @property
+    def fill_name(self) -> str:
+        return f"{self.name}_keep"
 
 
 class TileFunctionText:
@@ -52,7 +65,8 @@ class TileFunctionText:
 
     Names in the text: p0.. pointers; b the block, b0.. its position along each dimension; x0.. points of the
     domain, m0.. which of them exist; k0.. positions of reductions; t0.. variables of the loops around; a0..
-    accumulators; r0.. results of reductions; v0.. values; g0.. conditions.
+    accumulators; r0.. results of reductions; v0.. values; g0.. conditions; w0.. what is kept and stays, s0..
+    what is kept and changes.
     """
 
     def __init__(
@@ -63,13 +77,16 @@ class TileFunctionText:
         loop_depth: Mapping[Var, int],
         number_check: NumberCheck,
         precision: str,
+        kept: Kept = NOTHING,
     ) -> None:
         self.name, self.op, self.bindings = name, op, bindings
         self.loops = {v: Var(f"t{depth}", v.extent) for v, depth in loop_depth.items()}
         self.analysis = Analysis(op)
         self.names = Names()
-        self.memory = MemoryText(bindings, self.names, number_check)
-        self.reductions = ReductionText(self.analysis, self.names, self.values, precision)
+        self.keep = KeptText(op, kept)
+        self.memory = MemoryText(bindings, self.names, number_check, self.keep)
+        keeps_factor = any(self.analysis.free[at] & self.analysis.bound for at in self.keep.wanted)
+        self.reductions = ReductionText(self.analysis, self.names, self.values, precision, keeps_factor)
 
     def write(self) -> TileFunction:
         positions, scope = self._positions()
@@ -77,22 +94,33 @@ class TileFunctionText:
             g.value for s in self.op.stores for g in s.access.gathers
         ]
         self.values(roots, scope)
-        stores = [self.memory.store(s, _of(scope, s.value), scope) for s in self.op.stores]
+        stores = [line for s in self.op.stores for line in self.memory.store(s, _of(scope, s.value), scope)]
         body = [*positions, *scope.lines, *stores]
         if any(dim.sequential for dim in self.op.dims):
             body = self._in_order(positions, [*scope.lines, *stores])
-        text = "\n".join(body)
-        loops = tuple(d for d in range(len(self.loops)) if re.search(rf"\bt{d}\b", text))
-        takes_failure = "failure" in text
-        parameters = [
-            "b",
-            *(f"p{i}" for i in range(len(self.bindings.pointers))),
-            *(f"t{d}" for d in loops),
-            *(["failure"] if takes_failure else []),
-        ]
-        header = f"@triton.jit\ndef {self.name}({', '.join(parameters)}):"
-        lines = "\n".join("    " + line for line in body)
-        return TileFunction(self.name, f"{header}\n{lines}\n", loops, takes_failure)
+        return self._with_fill(positions, body) if self.keep.names else self._alone(body)
+
+    def _alone(self, body: Sequence[str]) -> TileFunction:
+        parameters = self._parameters(body)
+        return TileFunction(self.name, _function(self.name, parameters, body), parameters)
+
+    def _with_fill(self, positions: Sequence[str], body: Sequence[str]) -> TileFunction:
+        """The function, and one that fills what it wants to be kept."""
+        names, states = self.keep.names, tuple(self.keep.states.values())
+        fills = [*positions, *self.keep.lines(), f"return {', '.join(names)}"]
+        steps = [*body, f"return {', '.join(states)}"] if states else body
+        fill, parameters = self._parameters(fills), (*self._parameters(steps), *names)
+        if states:
+            parameters += (LEAVES,)
+        function = TileFunction(self.name, "", parameters, names, states, fill)
+        texts = _function(function.fill_name, fill, fills), _function(self.name, parameters, steps)
+        return replace(function, text="\n\n".join(texts))
+
+    def _parameters(self, body: Sequence[str]) -> tuple[str, ...]:
+        """Which pointers, variables of loops and words a body uses."""
+        used = set(re.findall(r"[a-z]\w*", "\n".join(body)))
+        pointers = (f"p{i}" for i in range(len(self.bindings.pointers)))
+        return tuple(n for n in (*pointers, *(f"t{d}" for d in range(len(self.loops))), FAILURE) if n in used)
 
     # ---- the points of a block
 
@@ -199,6 +227,11 @@ class TileFunctionText:
             return divisor
         self.memory.note_failure(f"{divisor.text} == 0", DIVISION_BY_ZERO, divisor, scope)
         return replace(divisor, text=f"tl.where({divisor.text} == 0, 1, {divisor.text})", literal=None)
+
+
+def _function(name: str, parameters: Sequence[str], body: Sequence[str]) -> str:
+    lines = "\n".join("    " + line for line in body)
+    return f"@triton.jit\ndef {name}({', '.join(('b', *parameters))}):\n{lines}\n"
 
 
 def _of(scope: Scope, node: Expr) -> Value:
