@@ -87,13 +87,21 @@ def _block(number: str, first: int) -> str:
     return f"{number} - {first}" if first else number
 
 
-def _dispatch(number: str, calls: Sequence[Call], bodies: Sequence[list[str]]) -> list[str]:
-    """The statements of that operator which a virtual block of the stage belongs to."""
+def _dispatch(number: str, calls: Sequence[Call], bodies: Sequence[list[str]], first: int = 0) -> list[str]:
+    """The statements of that operator which a virtual block of the stage belongs to.
+
+    first: the number of the first of these blocks in the stage
+
+    Halved again and again: a chain of `elif` is as deep for Triton as it is long, and its compiler gives up
+    at a few hundred.
+    """
     if len(calls) == 1:
         return bodies[0]
-    lines = []
-    for i, ((first, call), body) in enumerate(zip(_placed(calls), bodies, strict=True)):
-        is_last = i == len(calls) - 1
-        lines.append("else:" if is_last else f"{'el' if i else ''}if {number} < {first + call.blocks}:")
-        lines += ["    " + line for line in body]
-    return lines
+    half = len(calls) // 2
+    bound = first + total(calls[:half])
+    return [
+        f"if {number} < {bound}:",
+        *("    " + line for line in _dispatch(number, calls[:half], bodies[:half], first)),
+        "else:",
+        *("    " + line for line in _dispatch(number, calls[half:], bodies[half:], bound)),
+    ]
