@@ -93,6 +93,10 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
         {"because": "torch finds no device"},
         "no GPU to measure on: torch finds no device. On the CPU, to try the benchmark itself: --dry.",
     ),
+    "NoTarget": (
+        {"target": "cpu", "device": "cuda:0"},
+        "target='cpu' has no kernels for cuda:0; what lives there runs eagerly. target='auto' has.",
+    ),
     "NoGpu": (
         {"device": "cuda:0", "because": "this torch sees no CUDA device"},
         "no kernel can be launched on 'cuda:0': this torch sees no CUDA device; what lives there runs "

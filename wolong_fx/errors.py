@@ -159,6 +159,12 @@ class NoGpuHere(WolongError):
     template = "no GPU to measure on: {because}. On the CPU, to try the benchmark itself: --dry."
 
 
+class NoTarget(WolongError):
+    """Tensors live where the target that was asked for does not."""
+
+    template = "target={target!r} has no kernels for {device}; what lives there runs eagerly. target='auto' has."
+
+
 class NoGpu(WolongError):
     """Tensors live on a device for which nothing can be launched."""
 

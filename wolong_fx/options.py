@@ -12,7 +12,7 @@ from typing import NamedTuple
 from wolong_fx.errors import BadOptionValue, UnknownOption
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "target": ("cpu", "reference"),
+    "target": ("auto", "cpu", "triton", "reference"),
     "isa": ("auto", "avx512", "avx2", "portable"),
     "dump": ("graph", "program", "source"),
     "verify": ("versions", "always"),
@@ -23,7 +23,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 class Options:
     """How a model is compiled. Frozen and hashable: it is part of the cache key.
 
-    target: "cpu" emits C++; "reference" interprets the program (slow, the oracle)
+    target: "auto": "cpu" (C++) or "triton" (GPUs), as tensors live; "reference" interprets (slow, the oracle)
     threads: size of the thread team; 0 = as many processors as this process may use
     isa: instruction set of the CPU target; "auto" = the best this machine has
     disable: names of passes and steps not to run (`wolong passes` lists them)
@@ -42,7 +42,7 @@ class Options:
     replaced, which Dynamo does not guard (see `optimize`).
     """
 
-    target: str = "cpu"
+    target: str = "auto"
     threads: int = 0
     isa: str = "auto"
     disable: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from wolong_fx.passes.base import Pass
 from wolong_fx.passes.canonicalise import Canonicalise
 from wolong_fx.passes.cut_partitions import CutPartitions
 from wolong_fx.passes.decompose import Decompose
-from wolong_fx.passes.fold_constants import FoldConstants
+from wolong_fx.passes.fold_constants import FoldConstants, is_constant
 from wolong_fx.passes.free_fills import FreeFills
 from wolong_fx.passes.loops.scan import bodies_in
 from wolong_fx.passes.manager import PassManager
@@ -37,7 +37,13 @@ from wolong_fx.passes.simplify import Simplify
 from wolong_fx.passes.split_loops import SplitLoops
 from wolong_fx.passes.text import check_names
 from wolong_fx.passes.unroll_loops import UnrollLoops
-from wolong_fx.passes.values import find_value_problem, has_symbolic_size, value_of
+from wolong_fx.passes.values import (
+    device_of,
+    find_value_problem,
+    has_symbolic_size,
+    is_number_like,
+    value_of,
+)
 from wolong_fx.runtime import warn_once
 
 logger = logging.getLogger("wolong_fx")
@@ -193,7 +199,18 @@ def why_eager(node: Node) -> str | None:
     for value in (value_of(node), *map(value_of, node.all_input_nodes)):
         if because := find_value_problem(value):
             return because
-    return codegen.why_unsupported(node)
+    return why_on_several_devices(node) or codegen.why_unsupported(node)
+
+
+def why_on_several_devices(node: Node) -> str | None:
+    """Why a kernel cannot compute a node that moves data between devices; None if it does not.
+
+    A constant number, which torch takes from anywhere, is no data.
+    """
+    operands = (n for n in node.all_input_nodes if not (is_constant(n) and is_number_like(value_of(n))))
+    values = (value_of(node), *map(value_of, operands))
+    devices = {device for value in values if (device := device_of(value)) is not None}
+    return None if len(devices) < 2 else f"it moves between {' and '.join(sorted(map(str, devices)))}"
 
 
 def why_not_in_a_kernel(node: Node) -> str | None:

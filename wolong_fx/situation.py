@@ -90,7 +90,7 @@ class Situation:
         version: int,
     ) -> Situation:
         """Of a call with these arguments, that ran `graphs`. Raises NotThin."""
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             raise NotThin("autocast is on")
         given: list[Tensor] = []
         arguments = _described(call, lambda tensor: _place_of_argument(tensor, given))

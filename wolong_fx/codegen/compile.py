@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from weakref import ref
 
+import torch
 from torch.fx import GraphModule
 
 from wolong_fx.codegen.assign_outputs import assign_outputs
@@ -30,7 +31,7 @@ from wolong_fx.codegen.schedule_ops import ChooseTile, drop_empty_stages, schedu
 from wolong_fx.codegen.split_ops import split_ops
 from wolong_fx.codegen.split_prepare import Preparation, PrepareSplitter
 from wolong_fx.codegen.split_reductions import split_reductions
-from wolong_fx.codegen.targets import Target, find_target
+from wolong_fx.codegen.targets import CPU, Target, find_target
 from wolong_fx.ir.happens_before import Owner, check_races, remove_redundant_barriers
 from wolong_fx.ir.program import Program
 from wolong_fx.ir.text import print_program
@@ -38,7 +39,10 @@ from wolong_fx.ir.types import Buffer, BufferKind
 from wolong_fx.ir.verify import verify
 from wolong_fx.ledger import PARTITIONS, LaunchTime, Ledger
 from wolong_fx.options import Options
+from wolong_fx.passes.values import device_of, value_of
 from wolong_fx.runtime import Kernel, ResidentKernel, Wiring
+from wolong_fx.runtime.gpu.kernel import GpuKernel
+from wolong_fx.runtime.gpu.resident import CapturedResidentKernel
 
 
 def _order_all(ops: list[Element], _ledger: Ledger) -> list[Element]:
@@ -61,6 +65,9 @@ SPLIT = "split-prepare"
 
 FORECAST = "forecast"
 """Between planning and building: how long a program will take, and whether it is worth a team of threads."""
+
+LAUNCH = "launch"
+"""What the ledger calls the choice of a form and a grid on a GPU."""
 
 PACK = "pack-operands"
 """The target's own step, after those of STEPS: what many operators stream is copied into their order."""
@@ -122,7 +129,7 @@ def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
     Returns a `runtime.Kernel`, a `ReferenceKernel` with the same `launch`, or None if the target builds none.
     Raises UnsupportedOperator for a node that `why_unsupported` refuses, NoCompiler and CompilerFailed.
     """
-    target = find_target(options)
+    target = find_target(options, _device_of(gm))
     choices = target.choose_tile, target.pack_operands, target.estimate, target.owner
     split = build_programs(gm, options, ledger, *choices)
     run, prepare = split.run, split.prepare
@@ -136,9 +143,25 @@ def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
         kernel, preparing = target.build(run), target.build(prepare) if prepare else None
         if forecast is not None:
             _note_forecast(ledger, forecast, kernel)
+        for built in (preparing, kernel):
+            if isinstance(built, GpuKernel):
+                _note_gpu_kernel(ledger, built)
         if kernel is None or preparing is None:
             return kernel
-        return ResidentKernel(preparing, kernel, split.wiring, options)
+        resident = CapturedResidentKernel if isinstance(kernel, GpuKernel) else ResidentKernel
+        return resident(preparing, kernel, split.wiring, options)
+
+
+def _device_of(gm: GraphModule) -> torch.device:
+    """Where the tensors of a partition live: all on one device, but for constant numbers."""
+    found = {device_of(value_of(node)) for node in gm.graph.nodes if node.op != "output"}
+    return next((device for device in found if device is not None and device.type != "cpu"), CPU)
+
+
+def _note_gpu_kernel(ledger: Ledger, kernel: GpuKernel) -> None:
+    known = ref(kernel)
+    ledger.gpu_reports.append(lambda: found.report() if (found := known()) else None)
+    ledger.note(LAUNCH, kernel.name, "kept", str(kernel.report()))
 
 
 def _note_forecast(ledger: Ledger, forecast: Forecast, kernel: Kernel) -> None:

@@ -48,7 +48,7 @@ def why_left_to_library(node: Node) -> str | None:
     result = node.meta.get("val")
     if node.target not in FIRST_FACTOR or not isinstance(result, torch.Tensor):
         return None
-    if result.dtype != torch.bfloat16 or not NATIVE & processor_flags():
+    if result.device.type != "cpu" or result.dtype != torch.bfloat16 or not NATIVE & processor_flags():
         return None
     ours, librarys = predict_bfloat16(result, _value(node, 0), _value(node, 1), *_machine())
     if librarys > WORTH_A_CUT * ours:

@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
+import torch
+
 from wolong_fx.codegen.cost_model import Forecast, forecast
 from wolong_fx.codegen.cpp import BlockOwners, KernelSource, choose_tile, emit_program, pack_operands
 from wolong_fx.codegen.emission import spec_of
 from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.reference import ReferenceKernel
 from wolong_fx.codegen.schedule_ops import schedule_ops
+from wolong_fx.codegen.triton.gpu_target import GpuTarget
+from wolong_fx.codegen.triton.target import TritonTarget
+from wolong_fx.errors import NoTarget
 from wolong_fx.ir.happens_before import Owner
 from wolong_fx.ir.program import OpInst, Program
 from wolong_fx.ir.text import print_program
@@ -29,6 +34,9 @@ from wolong_fx.runtime import (
     machine_costs,
     team_size,
 )
+from wolong_fx.runtime.gpu.cuda_device import find_cuda_device
+
+CPU = torch.device("cpu")
 
 
 class Emitter(Protocol):
@@ -84,11 +92,20 @@ def compile_for(target: Target) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def find_target(options: Options) -> Target:
-    """The target that the options name, for the machine we are on."""
+def find_target(options: Options, device: torch.device = CPU) -> Target:
+    """The target that the options name, or else the device, for the machine we are on.
+
+    device: where the tensors of the program live
+    Raises NoTarget where the options name one for other devices, and NoGpu.
+    """
     if (chosen := _chosen.get()) is not None:
         return chosen
-    if options.target == "reference":
+    target = ("triton" if device.type == "cuda" else "cpu") if options.target == "auto" else options.target
+    if (target == "triton") != (device.type == "cuda"):
+        raise NoTarget(target=target, device=device)
+    if target == "triton":
+        return GpuTarget(TritonTarget.of_settings().precision, options, find_cuda_device(device.index or 0))
+    if target == "reference":
         return ReferenceTarget()
     isa, threads = choose_isa(options.isa), team_size(options.threads)
     return CppTarget(options, isa, threads, machine_costs(options, isa, threads))

@@ -6,7 +6,8 @@ an operator left to torch (E, eager) stands one above its K operands:
     level(n) = max over operands p of  level(p) + (1 if p is K and n is E else 0),   0 without operands
 
 All K operators of level l form partition l. They run in this order: E of level 0, partition 0, E of level 1,
-partition 1, and so on.
+partition 1, and so on. Of a graph on several devices, partition l is one kernel for each device: an operator
+that has operands on two of them is E, so no edge runs between the kernels of a level.
 
 It is acyclic, and every partition is convex: along every edge the pair (level, colour), with E before K, does
 not decrease, and it stays the same only between two K, or two E, of one level. A path that leaves partition l
@@ -29,7 +30,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,6 +41,7 @@ from wolong_fx.passes.fold_constants import is_constant
 from wolong_fx.passes.loops.scan import Scan, is_scan, is_scan_body
 from wolong_fx.passes.storage import Storage, written_by
 from wolong_fx.passes.values import (
+    device_of,
     find_effect,
     is_dense,
     is_effectful,
@@ -92,14 +94,26 @@ def plan_partitions(graph: Graph, why_unsupported: WhyUnsupported, min_ops: int,
     def operands(node: Node) -> list[Node]:
         return colours.coloured_operands(node) + order[node]
 
-    levels = level_by_colour(colours.coloured, operands, colours.kernels.__contains__)
-    if colours.demote_small(levels, min_ops):  # what was between two kernels is gone: they may be one
+    def find_levels() -> dict[Node, int]:
         levels = level_by_colour(colours.coloured, operands, colours.kernels.__contains__)
+        return _by_device(levels, colours.kernels)
+
+    levels = find_levels()
+    if colours.demote_small(levels, min_ops):  # what was between two kernels is gone: they may be one
+        levels = find_levels()
         colours.demote_small(levels, min_ops)  # what is too small now runs eagerly where it stands
     for node, reason in colours.reasons.items():
         if not is_final_update(node):  # absorb-updates has the last word on these
             note(node, "fell-back", reason)
     return _placed(colours, levels)
+
+
+def _by_device(levels: dict[Node, int], kernels: Collection[Node]) -> dict[Node, int]:
+    """The same order with a level for each device's kernel; operators left to torch stay before all."""
+    devices = {node: str(device_of(value_of(node))) for node in kernels}
+    numbers = {device: i for i, device in enumerate(sorted(set(devices.values())))}
+    kinds = max(1, len(numbers))
+    return {n: kinds * level + (numbers[devices[n]] if n in devices else 0) for n, level in levels.items()}
 
 
 class Colours:

@@ -228,8 +228,22 @@ def has_symbolic_size(value: object) -> bool:
     return any(not isinstance(size, int) for tensor in tensors_in(value) for size in tensor.shape)
 
 
+KERNEL_DEVICES = ("cpu", "cuda")
+"""Types of the devices that there are kernels for."""
+
+
+def device_of(value: object) -> torch.device | None:
+    """The device of the first tensor in a value."""
+    return next((tensor.device for tensor in tensors_in(value)), None)
+
+
+def is_number_like(value: object) -> bool:
+    """True of a tensor that torch takes for a number: on the CPU and without dimensions."""
+    return isinstance(value, torch.Tensor) and not value.dim() and value.device.type == "cpu"
+
+
 def find_value_problem(value: object) -> str | None:
-    """Why no kernel can take or make this value; None for plain dense CPU tensors and for numbers."""
+    """Why no kernel can take or make this value; None for plain dense tensors and for numbers."""
     if has_symbolic_size(value):
         return "a size is known only at run time"
     return next((because for tensor in tensors_in(value) if (because := _find_tensor_problem(tensor))), None)
@@ -239,8 +253,8 @@ def _find_tensor_problem(tensor: torch.Tensor) -> str | None:
     is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) or hasattr(tensor, "fake_mode")
     if not is_plain:
         return f"{type(tensor).__name__} is a subclass of Tensor"
-    if tensor.device.type != "cpu":
-        return f"it lives on {tensor.device.type!r}, kernels are made for 'cpu'"
+    if tensor.device.type not in KERNEL_DEVICES:
+        return f"it lives on {tensor.device.type!r}, kernels are made for 'cpu' and 'cuda'"
     if tensor.layout is not torch.strided:
         return f"its layout is {tensor.layout}"
     if tensor.is_complex() or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():

@@ -105,7 +105,7 @@ def _laid_out(gradient: Tensor, spec: TensorSpec) -> Tensor:
     """The gradient in the strides that the backward was compiled for; raises UnexpectedGradient."""
     if type(gradient) not in (Tensor, torch.nn.Parameter) or gradient.layout is not torch.strided:
         raise UnexpectedGradient(found=f"{type(gradient).__name__} of layout {gradient.layout}")
-    if spec.is_met_by(gradient):
+    if spec.is_met_by(gradient, gradient.device.type):
         return gradient
-    made = torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="cpu")
+    made = torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device=gradient.device)
     return made.copy_(gradient)

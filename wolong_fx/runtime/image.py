@@ -33,6 +33,14 @@ class TensorSpec:
     def of(cls, tensor: torch.Tensor) -> TensorSpec:
         return cls(tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
 
+    @property
+    def span_bytes(self) -> int:
+        """From the first to one past the last element."""
+        if 0 in self.shape:
+            return 0
+        last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        return (last + 1) * self.dtype.itemsize
+
     def is_met_by(self, tensor: torch.Tensor, device: str = "cpu") -> bool:
         """Whether a kernel may read `tensor`; the stride of a dimension of one element is never used."""
         if (tensor.dtype, tuple(tensor.shape), tensor.device.type) != (self.dtype, self.shape, device):

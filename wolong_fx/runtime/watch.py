@@ -169,7 +169,7 @@ def is_watchable(tensor: Tensor) -> bool:
     """Whether every ordinary write to `tensor` moves a counter that can be read."""
     if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_inference():
         return False
-    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+    if tensor.device.type not in ("cpu", "cuda") or tensor.layout is not torch.strided:
         return False
     return tensor.untyped_storage().nbytes() == _span(tensor) and tensor.storage_offset() == 0
 
@@ -183,7 +183,7 @@ def _span(tensor: Tensor) -> int:
 
 def _places(tensor: Tensor) -> Iterator[int]:
     """Addresses of the words to compare: the first, the last, and some between."""
-    words = _span(tensor) // 4
+    words = _span(tensor) // 4 if tensor.device.type == "cpu" else 0  # to look at a GPU's is to wait for it
     for position in sorted({i * (words - 1) // (SAMPLES - 1) for i in range(SAMPLES)} if words else ()):
         yield tensor.data_ptr() + 4 * position
 

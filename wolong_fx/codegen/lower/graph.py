@@ -25,6 +25,7 @@ from wolong_fx.codegen.lower.registry import DOUBTS, LOWERINGS
 from wolong_fx.codegen.lower.value import DTYPES
 from wolong_fx.ir.types import Buffer
 from wolong_fx.passes.loops.scan import body_of, is_scan, is_scan_body
+from wolong_fx.passes.values import KERNEL_DEVICES
 
 
 @dataclass
@@ -90,7 +91,7 @@ def _why_unsupported_value(value: object) -> str | None:
         )
     if value.dtype not in DTYPES:
         return f"dtype {value.dtype}"
-    if value.device.type != "cpu":
+    if value.device.type not in KERNEL_DEVICES:
         return f"device {value.device}"
     if value.layout is not torch.strided:
         return f"layout {value.layout}"

@@ -178,7 +178,7 @@ class Lowering:
 
     def constant_buffer(self, name: str, tensor: torch.Tensor) -> Buffer:
         """A buffer with the bytes of a tensor that nobody can change."""
-        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         buffer = Buffer.contiguous(name, DTYPES[tensor.dtype], tuple(tensor.shape), BufferKind.CONSTANT, flat)
         self.others.append(buffer)
         return buffer

@@ -28,7 +28,7 @@ class TritonTarget:
     @classmethod
     def of_settings(cls) -> TritonTarget:
         """The target with the precision that torch's own products of float32 matrices have now."""
-        return cls("tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee")
+        return cls("tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee")
 
     def choose_tile(self, op: OpInst) -> tuple[int, ...]:
         return choose_tile(op)

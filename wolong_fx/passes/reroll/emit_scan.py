@@ -41,8 +41,9 @@ def emit_scan(
     """
     slots = [slot for delay in plan.delays for slot in delay.slots()]
     inits = [_emit_init(builder, arrays, plan, slot, node_of(node)) for slot, node in enumerate(slots)]
-    inputs = [joined(operand) for operand in plan.inputs] or [_emit_counter(builder, plan.loop.trips)]
     invariants = [node_of(node) for node in plan.invariants]
+    inputs = [joined(operand) for operand in plan.inputs]
+    inputs = inputs or [_emit_counter(builder, plan.loop.trips, [*inits, *invariants])]
     body = _Body(builder, arrays, plan, [*inits, *inputs, *invariants], is_differentiated).build()
     node = builder.graph.call_function(
         scan, (add_body(body), _unshared(builder, inits, invariants), inputs, invariants)
@@ -64,9 +65,14 @@ def _changes_layout(arrays: GraphArrays, plan: ScanPlan, slot: int) -> bool:
     return strides != {value.stride()} or not is_dense(value)
 
 
-def _emit_counter(builder: Builder, trips: int) -> Node:
-    """A scan walks along something: the numbers of the steps, where a step has no input."""
-    return builder.call(aten.arange.default, trips, device=torch.device("cpu"))
+def _emit_counter(builder: Builder, trips: int, others: Sequence[Node]) -> Node:
+    """A scan walks along something: the numbers of the steps, where a step has no input.
+
+    They live where the scan's other operands do, or no kernel could take all of them.
+    """
+    values = (value_of(node) for node in others)
+    device = next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu"))
+    return builder.call(aten.arange.default, trips, device=device)
 
 
 def _unshared(builder: Builder, inits: Sequence[Node], others: Sequence[Node]) -> list[Node]:

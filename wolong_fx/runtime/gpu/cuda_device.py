@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import cache, cached_property
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
@@ -32,9 +32,10 @@ class CudaDevice:
         self._current_device = torch.cuda.current_device
         self._current_stream: Callable[[int], int] = _torch_compat.find_current_raw_stream()
         self._is_capturing = torch.cuda.is_current_stream_capturing
+        self.architecture = self._find_architecture()
+        self.can_cooperate = bool(self._attribute(libcuda.COOPERATIVE_LAUNCH))
 
-    @cached_property
-    def architecture(self) -> Architecture:
+    def _find_architecture(self) -> Architecture:
         """As the driver says: a part of a device (MIG, MPS) has fewer multiprocessors than the whole."""
         ask = self._attribute
         capability = 10 * ask(libcuda.MAJOR) + ask(libcuda.MINOR)
@@ -49,10 +50,6 @@ class CudaDevice:
             threads=ask(libcuda.THREADS_OF_MULTIPROCESSOR),
             blocks=ask(libcuda.BLOCKS_OF_MULTIPROCESSOR),
         )
-
-    @cached_property
-    def can_cooperate(self) -> bool:
-        return bool(self._attribute(libcuda.COOPERATIVE_LAUNCH))
 
     def is_current(self) -> bool:
         return self._current_device() == self.index

@@ -78,7 +78,7 @@ def simulate(
     request = Request(
         source.text, tuple(memories), pointers, once * launches, resident or most, seed, switching
     )
-    reply = _worker().ask(request)
+    reply = run_launches(request)
     if reply.fault:
         raise ProgramFault(program=program.name, fault=reply.fault, where="the grid simulator")
     if reply.failure:
@@ -89,6 +89,11 @@ def simulate(
     return SimulatedRun(
         [_tensor(found[f"tensor{first + i}"], b) for i, b in enumerate(outputs)], reply.counts
     )
+
+
+def run_launches(request: Request) -> Reply:
+    """What the interpreting process says to a request."""
+    return _worker().ask(request)
 
 
 def _unrolled(launches: Sequence[StageLaunch | StageLoop], trips: tuple[int, ...]) -> Iterator[Launch]:

@@ -48,6 +48,7 @@ class Request:
     """Launch kernels one after another on the same memory, barrier words and all.
 
     text: a module with the kernels
+    pointers: those of the kernels; without one called `word` or `failure` there is memory for it
     resident: blocks that may have started without having ended
     switching: probability that a load or store lets another block go on
     """

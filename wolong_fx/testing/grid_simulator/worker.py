@@ -74,10 +74,9 @@ def _run(request: Request, module: Any) -> Reply:
     memories = [_allocated(m) for m in request.memories]
     word, failure = torch.zeros(32, dtype=torch.int32).view(torch.uint32), torch.zeros(1, dtype=torch.int32)
     shadow = _shadow_of(request, memories, word, failure)
-    named: dict[str, Any] = {
+    named: dict[str, Any] = {"word": word, "failure": failure} | {
         name: memories[p.memory].view(getattr(torch, p.dtype)) for name, p in request.pointers
     }
-    named |= {"word": word, "failure": failure}
     counts: Counter[str] = Counter()
     for number, launch in enumerate(request.launches):
         scheduler = Scheduler(
