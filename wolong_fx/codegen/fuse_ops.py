@@ -17,13 +17,14 @@ reader that has nothing later to wait for. So the input projections of a recurre
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 from wolong_fx.codegen.alignment import PointMap, find_point_map, is_bijective
 from wolong_fx.codegen.dataflow import dependences, is_ordered, levels
 from wolong_fx.codegen.loops import Element
+from wolong_fx.codegen.order_dims import find_lane
 from wolong_fx.codegen.rewrite import rename_variables, rewrite_op, share_expressions, substitute_variables
 from wolong_fx.codegen.rows import find_row_maps, is_cheap_to_copy, is_row_map
 from wolong_fx.codegen.served_dims import serves_equally
@@ -362,19 +363,25 @@ def _joined(
 
 
 def _shared_operands(op: OpInst) -> list[tuple[object, ...]]:
-    """Keys under which siblings are found: the operand of a reduction that lanes share, with its depth."""
+    """Keys under which siblings are found: the operand of a reduction that lanes share, with its depth.
+
+    Lanes may run along the last dimension, or along the one that `order_dims` is going to put last: the
+    channels of a convolution.
+    """
     keys: dict[tuple[object, ...], None] = {}
+    lanes = {op.dims[-1].var, find_lane(op).var} if op.dims else set[Var]()
     for node in op.expressions():
         if isinstance(node, Reduce):
             for load in walk(node.args):
-                if isinstance(load, Load) and not _varies_with_lane(load.access, op):
+                if isinstance(load, Load) and (not lanes or _is_shared_by_some(lanes, load.access)):
                     depth = tuple(v.extent for v in node.over)
                     keys["left", depth, id(load.access.buffer), _shape_of(load.access, node)] = None
     return list(keys)
 
 
-def _varies_with_lane(access: Access, op: OpInst) -> bool:
-    return bool(op.dims) and any(op.dims[-1].var in i.variables() for i in access.affine)
+def _is_shared_by_some(lanes: Collection[Var], access: Access) -> bool:
+    """Whether there is a choice of lanes that all read the same element."""
+    return any(all(lane not in i.variables() for i in access.affine) for lane in lanes)
 
 
 def _shape_of(access: Access, reduce: Reduce) -> tuple[str, ...]:

@@ -147,8 +147,9 @@ def _lanes_last(lowering: Lowering, weight: TensorValue, points: int) -> TensorV
         return lowering.realised(weight)
     rank = weight.rank
     shape = (*weight.shape[2:], weight.shape[1], weight.shape[0])
-    copy = reindexed(weight, shape, lambda at: (at[rank - 1], at[rank - 2], *at[: rank - 2]))
-    return _taps_first(kept(lowering, copy), weight.shape)
+    ordered = reindexed(weight, shape, lambda at: (at[rank - 1], at[rank - 2], *at[: rank - 2]))
+    copy = lowering.once(weight, "lanes last", lambda: kept(lowering, ordered))
+    return _taps_first(copy, weight.shape)
 
 
 def _taps_first(ordered: TensorValue, shape: tuple[int, ...]) -> TensorValue:

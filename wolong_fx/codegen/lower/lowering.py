@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,6 +41,7 @@ class Lowering:
     values: dict[Node, Any] = field(default_factory=dict)
     node: Node | None = None
     kept: dict[TensorValue, Buffer] = field(default_factory=dict)
+    copies: dict[tuple[TensorValue, Hashable], TensorValue] = field(default_factory=dict)
     means: dict[tuple[TensorValue, tuple[int, ...], DType], TensorValue] = field(default_factory=dict)
     channels_last: set[Buffer] = field(default_factory=set)
     updates: list[tuple[Buffer, TensorValue]] = field(default_factory=list)
@@ -154,6 +155,15 @@ class Lowering:
         if not value.elements:
             return value
         channels_last = channels_last and value.shape[1] >= LEAST_CHANNELS
+        return self.once(value, channels_last, lambda: self._laid_out(value, channels_last))
+
+    def once(self, value: TensorValue, form: Hashable, make: Callable[[], TensorValue]) -> TensorValue:
+        """A value in another form, made for the first who asks: those who read one image share its copy."""
+        if (value, form) not in self.copies:
+            self.copies[value, form] = make()
+        return self.copies[value, form]
+
+    def _laid_out(self, value: TensorValue, channels_last: bool) -> TensorValue:
         if value.is_load and channels_last and not _steps_along_channels(value):
             value = reindexed(value, value.shape, lambda at, of=value: at)
             return of_buffer(self.as_buffer(value, channels_last=True))

@@ -88,7 +88,8 @@ def bordered(
     def to_source(at: Coordinates) -> Coordinates:
         return *at[:2], *(i - w.before for i, w in zip(at[2:], windows, strict=True))
 
-    copy = lowering.in_memory(reindexed(source, shape, to_source))
+    border = shape, tuple(w.before for w in windows)
+    copy = lowering.once(x, border, lambda: lowering.in_memory(reindexed(source, shape, to_source)))
     return copy, tuple(Window(w.size, w.stride, 0, w.dilation) for w in windows)
 
 
