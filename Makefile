@@ -1,7 +1,7 @@
 # Everything runs in .venv, which sets itself up from pyproject.toml and constraints.txt and is redone when they change.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
-.PHONY: help setup demo test test-all lint bench clean
+.PHONY: help setup demo test test-all lint bench bench-gpu clean
 
 # PYTHON=... chooses the interpreter of a new .venv; otherwise the first that is new enough.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -45,6 +45,10 @@ bench: $(READY) ## the benchmarks, one after another (an hour), results as JSON 
 	@mkdir -p runs/bench
 	@for f in benchmarks/*.py; do name=$$(basename $$f .py); \
 		echo "== $$name"; $(PY) -P $$f --json > runs/bench/$$name.json && cat runs/bench/$$name.json || exit 1; done
+
+# On a machine whose own Python has torch for its GPU and wolong_fx: make bench-gpu GPU_PYTHON=python3
+bench-gpu: $(if $(GPU_PYTHON),,$(READY)) ## every GPU figure, into benchmarks/results/gpu/ (ARGS="--quick --budget-s 540")
+	@$(or $(GPU_PYTHON),$(PY)) -P benchmarks/gpu/all.py $(ARGS)
 
 clean: ## remove .venv and what tools left behind
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -122,7 +122,7 @@ def _largest(x: Tensor) -> float:
 
 def _weighted(y: Tensor) -> Tensor:
     weights = torch.linspace(-1, 2, max(y.numel(), 1), dtype=torch.float64)[: y.numel()].view(y.shape)
-    return (y * weights.to(y.dtype)).sum().double()
+    return (y * weights.to(y)).sum().double()
 
 
 def _leaf(x: Any) -> Any:

@@ -6,7 +6,8 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,8 +64,18 @@ def ask(question: Question, script: str, arguments: Sequence[str] | None = None)
         return NO_GPU
     if chosen.one:
         return _measure_one(question, chosen, device)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by way of every `finally`
-    return _measure_all(question, chosen, script, device)
+    with _ended_by_sigterm():
+        return _measure_all(question, chosen, script, device)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends this process by way of every `finally`, and so the rows' processes too."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser(question: Question) -> argparse.ArgumentParser:

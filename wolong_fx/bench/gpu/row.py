@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+import wolong_fx
 from wolong_fx.bench.contenders import OURS
 from wolong_fx.bench.gpu.apart import Line
 from wolong_fx.bench.gpu.contenders import gpu_makers
@@ -93,7 +94,7 @@ def measure_race(row: GpuRow, setting: Setting) -> dict[str, Any]:
         "error": errors,
         "error_over_eagers": over_eagers,
         "first_call_s": arrived.first_calls(setting.effort),
-        **(what_we_did(ours, arrived.first_call_s[OURS]) if ours else {}),
+        **(what_we_did(ours, arrived.first_call_s[OURS]) | _gpu_kernels(ours) if ours else {}),
     }
 
 
@@ -104,6 +105,12 @@ def _gather(row: GpuRow, job: Job, setting: Setting) -> Field:
         arrived.admit(name, makers[name], job)
         setting.device.finish()  # a fault that it left behind ends this process, not the figures of others
     return arrived
+
+
+def _gpu_kernels(ours: Contender) -> dict[str, Any]:
+    """How each of our kernels is launched: its form, its grid, what it takes."""
+    ledgers = wolong_fx.stats(ours.model).ledgers
+    return {"gpu_kernels": [asdict(kernel) for ledger in ledgers for kernel in ledger.gpu_kernels]}
 
 
 def _launches(contender: Contender, device: Device) -> dict[str, Any]:
