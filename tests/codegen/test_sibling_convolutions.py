@@ -124,6 +124,8 @@ def test_random_siblings_equal_float64(data):
 class Twice(nn.Module):
     """One image, changed in place between two convolutions."""
 
+    state: torch.Tensor
+
     def __init__(self):
         super().__init__()
         self.layer = nn.Conv2d(8, 8, 3, padding=1)
