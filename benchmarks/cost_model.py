@@ -112,7 +112,7 @@ def least_seconds(kernel: Kernel, threads: int, call: Callable[[], object]) -> f
         end = perf_counter() + SECONDS
         while perf_counter() < end or len(taken) < 3:
             start = perf_counter()
-            kernel.library.wolong_run(block, threads)
+            kernel.library.wolong_run(block, threads, 0)
             taken.append(perf_counter() - start)
         return runner(block)  # type: ignore[arg-type]
 

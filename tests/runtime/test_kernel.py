@@ -22,7 +22,7 @@ from wolong_fx.errors import (
     WrongKernelAbi,
 )
 from wolong_fx.options import Options
-from wolong_fx.runtime import TensorSpec, kernel, load_kernel
+from wolong_fx.runtime import ABI_VERSION, TensorSpec, kernel, load_kernel
 from wolong_fx.runtime.arena import ALIGNMENT, Arena
 from wolong_fx.runtime.openmp import find_openmp
 from wolong_fx.testing.handwritten import add_then_reverse, report_team, table_lookup
@@ -196,8 +196,9 @@ def test_a_library_that_the_system_refuses_is_an_error_that_names_the_kernel(tmp
 
 def test_a_kernel_of_another_abi_is_refused(options, unseen):
     image = unseen(add_then_reverse(3))
-    with pytest.raises(WrongKernelAbi, match="has ABI 7 but this runtime 1"):
-        load_kernel(replace(image, source=image.source.replace("wolong_abi = 1", "wolong_abi = 7")), options)
+    with pytest.raises(WrongKernelAbi, match=f"has ABI 7 but this runtime {ABI_VERSION}"):
+        source = image.source.replace(f"wolong_abi = {ABI_VERSION}", "wolong_abi = 7")
+        load_kernel(replace(image, source=source), options)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, lambda k: pickle.loads(pickle.dumps(k))])

@@ -26,7 +26,7 @@ class Machine:
         library = SimpleNamespace(omp_in_parallel=lambda: self.is_nested)
         self.runner = TeamRunner(self.kernel, 2, OpenMP(library), lambda: self.now)  # type: ignore[arg-type]
 
-    def kernel(self, block: object, threads: int) -> int:
+    def kernel(self, block: object, threads: int, patience: int) -> int:
         self.now += self.costs[threads]
         self.calls.append(threads)
         return 0
@@ -178,9 +178,9 @@ def test_after_a_fork_there_is_one_thread(machine):
 def test_calls_that_overlap_share_the_processors(machine):
     overlapping = []
 
-    def kernel(block: object, threads: int) -> int:
+    def kernel(block: object, threads: int, patience: int) -> int:
         if threads == 2:
-            machine.runner._run = lambda block, threads: overlapping.append(threads) or 0
+            machine.runner._run = lambda block, threads, patience: overlapping.append(threads) or 0
             machine.runner(None)
         return 0
 
@@ -198,7 +198,7 @@ def test_more_processors_permit_more_teams(monkeypatch):
 
 
 def test_a_kernel_that_raises_gives_its_permit_back(machine):
-    def interrupted(block: object, threads: int) -> int:
+    def interrupted(block: object, threads: int, patience: int) -> int:
         raise KeyboardInterrupt
 
     machine.runner._run, kernel = interrupted, machine.runner._run
@@ -217,7 +217,7 @@ def test_the_best_time_of_a_team_or_of_one_thread_is_known():
 
 def test_a_lone_kernel_looks_at_the_clock_for_its_first_calls_only():
     ticks = iter(range(10**6))
-    runner = LoneRunner(lambda block, threads: threads - 1, lambda: float(next(ticks)))
+    runner = LoneRunner(lambda block, threads, patience: threads - 1, lambda: float(next(ticks)))
     assert runner.best == float("inf")
     assert [runner(None) for _ in range(3 * TIMED_CALLS)] == [0] * (3 * TIMED_CALLS)
     assert runner.best == 1.0

@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """Of the three symbols that a kernel exports; part of every cache key.
 
     extern "C" const int wolong_abi;                      // == ABI_VERSION
     extern "C" void wolong_init(const WolongHost* host);  // once, before the first run
-    extern "C" long wolong_run(void** args, int threads); // args: arena, constants, inputs, outputs
+    extern "C" long wolong_run(void** args, int threads, int patience);
+        // args: arena, constants, inputs, outputs
 
-`threads` is the image's team size or 1. The result is 0, or n > 0 when bounds check n - 1 failed.
+`threads` is the image's team size or 1. `patience` is how many microseconds the calling thread may wait for
+the others of its team, in all, before it should do the rest of the call alone; one thread never waits. The
+result is 0, or n > 0 when bounds check n - 1 failed.
 A kernel keeps no mutable state of its own: two threads may run it at once, each with an arena.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
@@ -45,7 +46,13 @@ class Helpers(NamedTuple):
 class WolongHost(ctypes.Structure):
     """What a kernel needs of its host; without OpenMP entries it is only ever run on one thread."""
 
-    _fields_ = (("parallel", ctypes.c_void_p), ("thread_num", ctypes.c_void_p), ("yield_", ctypes.c_void_p))
+    _fields_ = (
+        ("parallel", ctypes.c_void_p),
+        ("thread_num", ctypes.c_void_p),
+        ("yield_", ctypes.c_void_p),
+        ("clock", ctypes.c_void_p),
+        ("monotonic", ctypes.c_int),
+    )
 
 
 class Block:
@@ -208,6 +215,8 @@ def kernel_host() -> WolongHost:
         openmp.address("GOMP_parallel") if openmp else None,
         openmp.address("omp_get_thread_num") if openmp else None,
         ctypes.cast(libc.sched_yield, ctypes.c_void_p).value,
+        ctypes.cast(libc.clock_gettime, ctypes.c_void_p).value,
+        time.CLOCK_MONOTONIC,
     )
 
 

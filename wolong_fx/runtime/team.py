@@ -12,8 +12,8 @@ import torch
 from wolong_fx.runtime.openmp import OpenMP
 from wolong_fx.runtime.threads import available_processors
 
-Run = Callable[[object, int], int]
-"""wolong_run: (argument block, threads) -> 0 or the number of a failed check."""
+Run = Callable[[object, int, int], int]
+"""wolong_run: (argument block, threads, patience) -> 0 or the number of a failed check."""
 
 WARM_CALLS = 3
 """Team calls before one call is made alone to learn what one thread needs; the first ones fault pages in."""
@@ -50,6 +50,7 @@ class TeamGuard:
         "_threads",
         "alone_best",
         "alone_until",
+        "patience",
         "team_best",
         "usual",
         "worst",
@@ -62,6 +63,7 @@ class TeamGuard:
         self._distrust = 0  # how many bad calls the next hold is chosen by
         self._owed = 0.0  # seconds that good team calls have to win over one thread until that is forgotten
         self.alone_until = -math.inf
+        self.patience = 0x7FFFFFFF
         self.usual = self.worst = math.inf
 
     def learn_team(self, took: float, now: float) -> None:
@@ -91,6 +93,8 @@ class TeamGuard:
         self._set_band()
 
     def _set_band(self) -> None:
+        best = min(self.alone_best, self._threads * self.team_best)
+        self.patience = min(0x7FFFFFFF, int(1e6 * best))
         # Any call is news while the kernel is new, and after a bad one: good ones win trust back.
         is_settled = self._team_calls >= WARM_CALLS and not self._distrust
         self.usual = self.team_best if is_settled else math.inf
@@ -147,19 +151,19 @@ class TeamRunner:
     def __call__(self, block: object) -> int:
         guard, start = self._guard, self._clock()
         if start < guard.alone_until:
-            failed = self._run(block, 1)
+            failed = self._run(block, 1, 0)
             took = self._clock() - start
             if took < guard.alone_best:
                 guard.learn_alone(took)
             return failed
         if torch.get_num_threads() == 1 or process.has_forked or self._is_in_parallel():
-            return self._run(block, 1)
+            return self._run(block, 1, 0)
         try:
             ticket = self._tickets.pop()
         except IndexError:
-            return self._run(block, 1)
+            return self._run(block, 1, 0)
         try:
-            failed = self._run(block, self._threads)
+            failed = self._run(block, self._threads, guard.patience)
         finally:
             self._tickets.append(ticket)
         end = self._clock()
@@ -181,9 +185,9 @@ class LoneRunner:
 
     def __call__(self, block: object) -> int:
         if self._timed == TIMED_CALLS:
-            return self._run(block, 1)
+            return self._run(block, 1, 0)
         self._timed += 1
         start = self._clock()
-        failed = self._run(block, 1)
+        failed = self._run(block, 1, 0)
         self.best = min(self.best, self._clock() - start)
         return failed
