@@ -109,6 +109,7 @@ def is_here(capability: str) -> bool:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--accept", action="store_true", help="write golden files, compare with none")
+    parser.addoption("--tighten", action="store_true", help="write budgets that need less, or are new")
     parser.addoption("--must-have", action="append", default=[], choices=CAPABILITIES, help="fail without it")
 
 

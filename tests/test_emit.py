@@ -45,7 +45,9 @@ def test_a_recurrence_is_one_triton_kernel_with_what_it_takes_of_the_gpu():
     assert f"for t0 in range({STEPS})" in kernel.source and "@triton.jit" in kernel.source
     assert (kernel.registers or 0) > 0 and kernel.spill_bytes == 0
     assert (kernel.resident_blocks or 0) >= H200.multiprocessors
-    assert 1 <= kernel.barriers == kernel.source.count("grid_barrier(word") < kernel.stages
+    # Blocks without work may meet the others in a loop of their own: then the text has a barrier twice.
+    assert 1 <= kernel.barriers <= kernel.source.count("grid_barrier(word") <= 2 * kernel.barriers
+    assert kernel.barriers < kernel.stages
 
 
 def test_a_training_step_has_kernels_forward_and_backward():

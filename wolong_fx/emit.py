@@ -62,6 +62,18 @@ class Emission:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Traced:
+    """The programs of a model in the order in which they were compiled, and why parts of it have none.
+
+    emitter: makes text of them
+    """
+
+    programs: list[Program]
+    emitter: Emitter
+    fallbacks: list[str]
+
+
 def emit_model(
     model: nn.Module,
     inputs: Sequence[Tensor],
@@ -76,20 +88,28 @@ def emit_model(
     target: one of TARGETS
     trains: those of a training step; else those of a call without gradients
     """
+    progress("tracing")
+    traced = trace_model(model, inputs, target=target, trains=trains)
+    emission = Emission(fallbacks=traced.fallbacks)
+    for number, program in enumerate(traced.programs, 1):
+        progress(f"kernel {number} of {len(traced.programs)}")
+        _add_kernel(emission, program, traced.emitter, architecture)
+    return emission
+
+
+def trace_model(
+    model: nn.Module, inputs: Sequence[Tensor], *, target: str = "triton", trains: bool = False
+) -> Traced:
+    """The programs of a model for these inputs, none of them emitted; else as emit_model."""
     collector = _Collector(_target_of(target))
     record = Record()
-    progress("tracing")
     with compile_for(collector):
         compiled = torch.compile(model, backend=Backend(Options.of(min_ops=1), record))
         with torch.set_grad_enabled(trains):
             results = compiled(*inputs)
             if trains:
                 _differentiate(results)
-    emission = Emission(fallbacks=_fallbacks(record))
-    for number, program in enumerate(collector.programs, 1):
-        progress(f"kernel {number} of {len(collector.programs)}")
-        _add_kernel(emission, program, collector.inner, architecture)
-    return emission
+    return Traced(collector.programs, collector.inner, _fallbacks(record))
 
 
 def _target_of(name: str) -> Emitter:
@@ -111,7 +131,7 @@ def _fallbacks(record: Record) -> list[str]:
 
 def _add_kernel(emission: Emission, program: Program, target: Emitter, architecture: Architecture) -> None:
     kernel = EmittedKernel(
-        program.name, target.source_of(program), None, None, None, None, *_count(program.body)
+        program.name, target.source_of(program), None, None, None, None, *count_stages(program.body)
     )
     if isinstance(target, TritonTarget):
         try:
@@ -129,11 +149,11 @@ def _add_kernel(emission: Emission, program: Program, target: Emitter, architect
     emission.kernels.append(kernel)
 
 
-def _count(body: Sequence[Item]) -> tuple[int, int]:
-    """Stages and barriers."""
+def count_stages(body: Sequence[Item]) -> tuple[int, int]:
+    """Stages and barriers in the text, those in a loop once."""
     stages = barriers = 0
     for item in body:
-        more = _count(item.body) if isinstance(item, Loop) else (bool(item.ops), item.barrier)
+        more = count_stages(item.body) if isinstance(item, Loop) else (bool(item.ops), item.barrier)
         stages, barriers = stages + more[0], barriers + more[1]
     return stages, barriers
 
