@@ -83,6 +83,9 @@ class ProgramBuilder:
     def input(self, name: str, *shape: int, dtype: DType = DType.F32) -> Buffer:
         return self._buffer(name, shape, dtype, BufferKind.INPUT)
 
+    def state(self, name: str, *shape: int, dtype: DType = DType.F32) -> Buffer:
+        return self._buffer(name, shape, dtype, BufferKind.STATE)
+
     def output(self, name: str, *shape: int, dtype: DType = DType.F32) -> Buffer:
         return self._buffer(name, shape, dtype, BufferKind.OUTPUT)
 

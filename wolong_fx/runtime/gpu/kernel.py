@@ -113,20 +113,20 @@ class GpuKernel:
         try:
             call.run(stream)
         except NoRoom:
-            self._leave_the_grid()
+            grid = self._form
+            self.use_stages()
+            tell_staged(self.image, self.device, grid, self._form)
             call.bind(self._form)
             call.run(stream)
         except BaseException:
             self._words.drop(stream)
             raise
 
-    def _leave_the_grid(self) -> None:
-        """From now on launch in stages."""
+    def use_stages(self) -> None:
+        """From now on launch a kernel for every stage, which needs no room for all blocks at once."""
         with self._changes:
             if self._form.name == "persistent":
-                staged = build_stages(self.image, self.device, self._build)
-                tell_staged(self.image, self.device, self._form, staged)
-                self._form = staged
+                self._form = build_stages(self.image, self.device, self._build)
 
     def _word(self, stream: int, capture: int | None) -> int:
         if capture is not None:

@@ -60,8 +60,9 @@ class Frame:
         """Run all blocks, which leave memory as they do on a GPU; raises Violation for what is found."""
         names = {address: name.split("_")[0] for name, address in self.pointers.items() if address}
         numbers = {address: i for i, address in enumerate(names)}
+        is_stage = self.image.loops is not None  # what it reads of the arena another launch has written
         memories = tuple(
-            Memory(name, ctypes.string_at(address, spans[name]), name != "arena")
+            Memory(name, ctypes.string_at(address, spans[name]), name != "arena" or is_stage)
             for address, name in names.items()  # the arena and the constants have a pointer for each type
         )
         pointers = tuple(
