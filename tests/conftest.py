@@ -88,6 +88,9 @@ CAPABILITIES: dict[str, Capability] = {
     "guarded_defaults": Capability(
         _is_new_torch, "needs a torch whose Dynamo sees new defaults of a function that it inlined: 2.13"
     ),
+    "clamp_by_nan": Capability(
+        _is_new_torch, "needs a torch whose clamp by one NaN gives NaN, as its documentation says: 2.13"
+    ),
     "engine": Capability(lambda: shutil.which("sbatch") is not None, "needs a running Slurm or Ray"),
 }
 

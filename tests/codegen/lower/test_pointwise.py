@@ -55,8 +55,16 @@ def test_shifts_by_more_than_the_width_follow_eager(check):
     check(lambda x, y: (x << y, x >> y, x << 1), torch.tensor([1, -8, 5, -7]), torch.tensor([3, 1, 64, -1]))
 
 
+NAN = float("nan")
+
+
 @pytest.mark.parametrize(
-    "bounds", [(0.5, None), (None, 2), (0.5, 2.5), (3, 1), (float("nan"), None)], ids=str
+    "bounds",
+    [
+        *((0.5, None), (None, 2), (0.5, 2.5), (3, 1), (NAN, 2)),
+        pytest.param((NAN, None), marks=pytest.mark.clamp_by_nan),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64], ids=str)
 def test_clamp_promotes_to_its_bounds_and_the_upper_one_wins(check, bounds, dtype):
