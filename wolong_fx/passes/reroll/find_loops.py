@@ -16,6 +16,7 @@ from wolong_fx.passes.reroll.loop import Loop
 from wolong_fx.passes.reroll.orbits import cut_orbits
 from wolong_fx.passes.reroll.place_window import propose_windows
 from wolong_fx.passes.reroll.seeds import Seed, find_seeds, has_repeated_calls
+from wolong_fx.passes.reroll.shorten_graph import shorten_graph
 
 MOST_LOOPS = 16
 WORK_PER_NODE = 400  # 80-step LSTMs take 20 to 40 units a node
@@ -41,6 +42,26 @@ class Search:
 
 def find_loops(arrays: GraphArrays) -> Search:
     """The loops of a graph, none overlapping, every one proved. Near-linear: the search is cut short."""
+    return _find_in_short_graph(arrays) or _find_in_graph(arrays)
+
+
+def _find_in_short_graph(arrays: GraphArrays) -> Search | None:
+    """Loops found with most of their steps left out; None if they do not explain nearly all of the graph."""
+    shortened = shorten_graph(arrays)
+    if shortened is None:
+        return None
+    short = _find_in_graph(shortened.arrays)
+    search = Search(arrays, short.budget)
+    for loop in map(shortened.lengthen, (*short.loops, *short.siblings)):
+        if loop is None or find_flaw(arrays, loop, search.owner):
+            return None
+        _keep(search, loop)
+    computing = [node for node in arrays.live if not arrays.is_fixed[node] and not arrays.numbers[node]]
+    found = sum(len(loop.nodes) for loop in (*search.loops, *search.siblings))
+    return search if found >= ENOUGH * len(computing) else None
+
+
+def _find_in_graph(arrays: GraphArrays) -> Search:
     search = Search(arrays, Budget(WORK_PER_NODE * max(len(arrays.live), 1)))
     # Each is made when it is asked for, once: the second costs as much as the first and is rarely needed.
     labellings = [cache(partial(label_nodes, arrays, by_identity=known)) for known in (True, False)]
