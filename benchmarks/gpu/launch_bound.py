@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/launch_bound.py
     python benchmarks/gpu/launch_bound.py --only dlrm-26-b1 --quick
-    python benchmarks/gpu/launch_bound.py --dry --only dlrm-26-b1 --without inductor
+    python benchmarks/gpu/launch_bound.py --dry --without inductor
 
 Goals: in the geometric mean at least 2x CUDA graphs, and nowhere slower than 0.95x the fastest other.
 """
@@ -26,6 +26,7 @@ from wolong_fx.bench.verdict import judge_at_least
 OTHERS = (EAGER, INDUCTOR, EAGER_GRAPH)
 MEAN_OVER_GRAPHS = 2.0
 NEVER_SLOWER = 0.95
+DRY_ROW = "dlrm-26-b1"
 
 SUITE = {
     row.name: GpuRow(row.name, row.title, row.model, (Goal(OTHERS, NEVER_SLOWER),), row.batch)
@@ -67,8 +68,8 @@ def _least(speedup: Mapping[str, Mapping[str, float]]) -> float:
 
 
 def names(dry: bool) -> Sequence[str]:
-    """The shortest to compile first."""
-    return [*sorted(SUITE, key=lambda name: name.startswith("lstm80"))]
+    """Those that benchmarks/gpu/lstm80.py measures too come last; a dry run takes the smallest."""
+    return [DRY_ROW] if dry else sorted(SUITE, key=lambda name: name.startswith("lstm80"))
 
 
 QUESTION = Question(

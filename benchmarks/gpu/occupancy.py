@@ -56,15 +56,16 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
 
 def _formula(setting: Setting) -> dict[str, Any]:
     programs, warps = golden_programs(), DRY_WARPS if setting.dry else WARPS
-    jobs = [(name, program, n) for n in warps for name, program in programs.items()]
-    if setting.dry:
-        jobs = jobs[:1]
+    jobs = [(name, n) for n in warps for name in programs]
 
-    def one(job: Any) -> list[Occupancy]:
-        return measure_occupancy(*job, SHARED, setting.device)
+    def one(job: tuple[str, int]) -> list[Occupancy]:
+        name, n = job
+        return measure_occupancy(name, programs[name], n, SHARED, setting.device)
 
-    with ThreadPoolExecutor(4) as pool:
-        kernels = [asdict(found) for many in pool.map(one, jobs) for found in many]
+    with ThreadPoolExecutor(4) as pool:  # compilers, each in a process of its own
+        kernels = [
+            asdict(found) for many in pool.map(one, jobs[:1] if setting.dry else jobs) for found in many
+        ]
     setting.line.wait_for_turn()
     equal = sum(kernel["formula"] == kernel["driver"] for kernel in kernels)
     return {"kernels": kernels, "share": equal / len(kernels)}
@@ -73,8 +74,9 @@ def _formula(setting: Setting) -> dict[str, Any]:
 def _repeats(setting: Setting) -> dict[str, Any]:
     """By kernel, launches that differed from the first."""
     launches, found = DRY_LAUNCHES if setting.dry else LAUNCHES, {}
+    calls = [*_calls(setting.device, setting.dry)]
     setting.line.wait_for_turn()
-    for name, call in _calls(setting.device, setting.dry):
+    for name, call in calls:
         setting.line.doing(f"launching {name}")
         found[name] = count_differences(call, launches)
     share = 1 - sum(found.values()) / (launches * len(found))
@@ -88,8 +90,7 @@ def _calls(device: Device, dry: bool) -> Iterator[tuple[str, Any]]:
     job = Job.of(model.eval(), device=device.name)
     results = job.contender(wolong_fx.optimize(job.model)).results
     assert results is not None
-    with torch.no_grad():
-        yield f"LSTM-{model.steps}", results
+    yield f"LSTM-{model.steps}", torch.no_grad()(results)
 
 
 def _sanitize(check: str, setting: Setting) -> dict[str, Any]:

@@ -141,6 +141,7 @@ class Apart:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                env=_fewer_compilers(self.limits.ready) | os.environ,
                 start_new_session=True,
             )
         row.step, row.contender, row.since = "starting", "", monotonic()
@@ -248,6 +249,11 @@ def _last_line(log: Path) -> str:
 
 def _ending(status: int) -> str:
     return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+
+
+def _fewer_compilers(ready: int) -> dict[str, str]:
+    """Inductor would start as many as there are processors, in every row that gets ready."""
+    return {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, len(os.sched_getaffinity(0)) // ready))}
 
 
 def default_ready() -> int:
