@@ -34,13 +34,15 @@ def run(program: Program, source: TritonSource | None = None, **how: int) -> Sim
     return simulate(program, inputs_of(program), blocks=how.pop("blocks", BLOCKS), source=source, **how)
 
 
-def with_barrier(source: TritonSource, wrong: str, right: str) -> TritonSource:
+def with_barrier(source: TritonSource, wrong: str, right: str, form: str = "grid_barrier") -> TritonSource:
     """The kernel with a barrier of its own, in which one text stands for another."""
     spec = find_spec("wolong_fx.codegen.triton.barrier")
     assert spec is not None and spec.origin is not None
-    text = Path(spec.origin).read_text().split("@triton.jit")[1]
+    texts = Path(spec.origin).read_text().split("@triton.jit\ndef ")
+    (text,) = (t for t in texts if t.startswith(f"{form}("))
+    own = text.replace(right, wrong).replace(form, "grid_barrier", 1)
     assert right in text and BARRIER in source.text
-    return replace(source, text=source.text.replace(BARRIER, "@triton.jit" + text.replace(right, wrong)))
+    return replace(source, text=source.text.replace(BARRIER, f"@triton.jit\ndef {own}"))
 
 
 def assert_caught(
@@ -107,6 +109,51 @@ def test_a_barrier_that_orders_too_little_is_a_race(wrong, right):
     assert_caught(
         program, with_barrier(emit_program(program), wrong, right), (*UNORDERED, "no debug_barrier between")
     )
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5, 16])
+def test_the_barrier_of_one_thread_orders_as_the_other_does(blocks):
+    for program in (mlp(), recurrence(), random_program(3)):
+        source = emit_program(program, barrier="grid_barrier_by_one_thread")
+        assert "by_one_thread" in source.text
+        ours = run(program, source, blocks=blocks, seed=blocks, launches=2).outputs
+        theirs = run(program, blocks=blocks, seed=blocks).outputs
+        assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("atom.add.relaxed", "atom.add.acq_rel"),
+        ("atom.add.acquire", "atom.add.acq_rel"),
+        ("ld.relaxed", "ld.acquire"),
+        ("atom.add.acq_rel.cta", "atom.add.acq_rel.gpu"),
+        ("ld.acquire.cta", "ld.acquire.gpu"),
+        ('"""\n    add = ', '"""\n    tl.debug_barrier()\n    add = '),
+        ("pack=1,\n    )\n", "pack=1,\n    )\n    tl.debug_barrier()\n"),
+        ("setp.lt.s32", "setp.ge.s32"),
+    ],
+    ids=[
+        *("arrives relaxed", "arrives without releasing", "polls relaxed"),
+        *("arrives in the scope of a block", "polls in the scope of a block"),
+        *("no debug_barrier before", "none after", "leaves at once"),
+    ],
+)
+def test_a_barrier_of_one_thread_that_orders_too_little_is_a_race(wrong, right):
+    program = mlp()
+    source = with_barrier(emit_program(program), wrong, right, "grid_barrier_by_one_thread")
+    assert_caught(program, source, (*UNORDERED, "no debug_barrier between"))
+
+
+def test_inline_ptx_that_the_simulator_does_not_know_is_an_error():
+    program = mlp()
+    source = with_barrier(
+        emit_program(program),
+        "ld.acquire.gpu.global.b32",
+        "ld.acquire.gpu.global.u32",
+        "grid_barrier_by_one_thread",
+    )
+    assert_caught(program, source, ("NotImplementedError: PTX ld",))
 
 
 @pytest.mark.parametrize("wrong", ["0x80000000 - G", "0x80000000 - (G - 2)"])

@@ -1,13 +1,14 @@
 """Triton's interpreter with a grid of our own: everything here that Triton calls private.
 
-Tried on Triton 3.6 and 3.7.1. Only imported where TRITON_INTERPRET is set.
+Tried on Triton 3.6, 3.7.1 and 3.9. Only imported where TRITON_INTERPRET is set.
 """
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,7 @@ from triton.language.extra import libdevice
 from triton.runtime import interpreter
 from triton.runtime.interpreter import TensorHandle, interpreter_builder
 
+from wolong_fx.testing.grid_simulator.ptx import Thread
 from wolong_fx.testing.grid_simulator.scheduler import Scheduler
 from wolong_fx.testing.grid_simulator.shadow import Shadow
 
@@ -110,6 +112,7 @@ class Hooks:
             "create_masked_store": self._store,
             "create_atomic_rmw": self._atomic,
             "create_barrier": self._barrier,
+            "create_inline_asm": self._asm,
         }
         self.original = {name: getattr(interpreter_builder, name) for name in ours}
         for name, hook in ours.items():
@@ -144,15 +147,57 @@ class Hooks:
         block, (addresses, size) = self.scheduler.current, _addresses(pointers, mask)
         self.shadow.check_inside(block, addresses, size)
         result = self.original["create_atomic_rmw"](op, pointers, value, mask, order, scope)
-        is_progress = bool(np.any(value.data))
-        if "RELAXED" not in str(order) and "CTA" not in str(scope):
-            for word in map(int, addresses):
-                if "ACQ" in str(order):
-                    self.shadow.clocks.acquire(block, word)
-                if "REL" in str(order):
-                    self.shadow.clocks.release(block, word)
-        self.scheduler.note_progress(is_progress)
+        self._synchronise(map(int, addresses), str(order).lower(), str(scope).lower())
+        self.scheduler.note_progress(bool(np.any(value.data)))
         return result
+
+    def _asm(self, text: str, _constraints: str, operands: Any, *_rest: Any) -> _Results:
+        """One thread runs it; the others of its block do nothing."""
+        thread = Thread(self, [0, *(int(x.data.item()) for x in operands)])
+        thread.run(text)
+        return _Results(thread.registers["$0"])
+
+    def add(self, address: int, value: int, order: str, scope: str) -> int:
+        """An atomic addition of inline PTX."""
+        word = self._meet_at(address)
+        before = word.value
+        word.value = before + value
+        self._synchronise([address], order, scope)
+        self.scheduler.note_progress(value != 0)
+        return before
+
+    def load(self, address: int, order: str, scope: str) -> int:
+        """A load of inline PTX that sees what other blocks do."""
+        now = self._meet_at(address).value
+        self._synchronise([address], order, scope)
+        self.scheduler.note_progress(False)
+        return now
+
+    def _meet_at(self, address: int) -> ctypes.c_uint32:
+        self.scheduler.switch()
+        self.counts["atomics"] += 1
+        self.shadow.check_inside(self.scheduler.current, np.array([address], np.uint64), 4)
+        return ctypes.c_uint32.from_address(address)
+
+    def _synchronise(self, words: Iterable[int], order: str, scope: str) -> None:
+        """What an atomic of this order and scope makes visible to its block, and of it."""
+        if "relaxed" in order or "cta" in scope:
+            return
+        for word in words:
+            if "acq" in order:
+                self.shadow.clocks.acquire(self.scheduler.current, word)
+            if "rel" in order:
+                self.shadow.clocks.release(self.scheduler.current, word)
+
+
+class _Results:
+    """What the interpreter takes for the results of an operation: one number."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def get_result(self, _number: int) -> TensorHandle:
+        return TensorHandle(np.array([self.value], np.int32), tl.int32)
 
 
 def _addresses(pointers: Any, mask: Any) -> tuple[np.ndarray, int]:
