@@ -27,6 +27,7 @@ from wolong_fx.ir.program import Program
 from wolong_fx.options import Options
 from wolong_fx.report.measure import add_output_arguments, machine, publish
 from wolong_fx.runtime import Kernel, choose_isa, machine_costs, team_size
+from wolong_fx.runtime.team import FOREVER
 
 SECONDS = 0.15
 """Of launches, for each kernel and number of threads."""
@@ -112,7 +113,7 @@ def least_seconds(kernel: Kernel, threads: int, call: Callable[[], object]) -> f
         end = perf_counter() + SECONDS
         while perf_counter() < end or len(taken) < 3:
             start = perf_counter()
-            kernel.library.wolong_run(block, threads, 0)
+            kernel.library.wolong_run(block, threads, FOREVER)
             taken.append(perf_counter() - start)
         return runner(block)  # type: ignore[arg-type]
 

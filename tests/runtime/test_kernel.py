@@ -214,9 +214,7 @@ def test_a_copy_of_a_kernel_is_a_kernel(add, duplicate):
 
 @pytest.fixture
 def team_of_two(options):
-    kernel_ = load_kernel(report_team(2), options)
-    kernel_._run._guard.alone_until = float("-inf")
-    return kernel_
+    return load_kernel(report_team(2), options)
 
 
 @pytest.mark.two_cores
