@@ -18,7 +18,7 @@ from wolong_fx.capture.record import Record
 from wolong_fx.codegen.cost_model import Forecast
 from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.targets import Emitter, compile_for, find_target
-from wolong_fx.codegen.triton.image import image_of
+from wolong_fx.codegen.triton.fit import fit_program
 from wolong_fx.codegen.triton.target import TritonTarget
 from wolong_fx.errors import BadInputText, ModelNotFound, TritonFailed
 from wolong_fx.ir.happens_before import Owner
@@ -130,17 +130,17 @@ def _fallbacks(record: Record) -> list[str]:
 
 
 def _add_kernel(emission: Emission, program: Program, target: Emitter, architecture: Architecture) -> None:
-    kernel = EmittedKernel(
-        program.name, target.source_of(program), None, None, None, None, *count_stages(program.body)
-    )
+    text = target.source_of(program)
+    kernel = EmittedKernel(program.name, text, None, None, None, None, *count_stages(program.body))
     if isinstance(target, TritonTarget):
         try:
-            binary = build_triton(image_of(target.emit(program), architecture))
+            source, binary = fit_program(program, target.precision, architecture, build_triton)
         except TritonFailed as error:
             emission.fallbacks.append(f"{program.name}: {error}")
         else:
             kernel = replace(
                 kernel,
+                source=source.text,
                 registers=binary.registers,
                 spill_bytes=binary.spill_bytes,
                 shared_bytes=binary.shared_bytes,

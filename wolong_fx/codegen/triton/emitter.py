@@ -13,7 +13,7 @@ from enum import Enum
 from wolong_fx.codegen.emission import describe_users, lay_out_constants
 from wolong_fx.codegen.signature import Binding, Bindings, Key, signature
 from wolong_fx.codegen.triton.calls import Call, fill_own, run_in_turn, run_own, total
-from wolong_fx.codegen.triton.keep import NOTHING, Kept, find_kept
+from wolong_fx.codegen.triton.keep import KEPT_BYTES, NOTHING, WARPS, Kept, find_kept, warps_for
 from wolong_fx.codegen.triton.tile_function import FAILURE, TileFunction, TileFunctionText
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
@@ -61,7 +61,9 @@ class TritonSource:
     arguments: what it takes, before the barrier's word, the failure word and the number of blocks G
     checks: messages of the checks; the failure word holds the largest number + 1 of those that failed
     constants: bytes of the constants
-    blocks: the largest number of virtual blocks of a stage: more physical blocks would have nothing to do
+    blocks: the largest number of virtual blocks of a stage: more physical blocks would have nothing to do;
+        where there are loops, of a stage in them: more would only make the barrier of every trip slower
+    warps: of a block
     """
 
     text: str
@@ -69,6 +71,7 @@ class TritonSource:
     checks: tuple[str, ...]
     constants: bytes
     blocks: int
+    warps: int = WARPS
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,27 @@ class StagedSource:
     launches: tuple[StageLaunch | StageLoop, ...]
 
 
+AROUND_LOOPS = 128
+"""Blocks that suffice for what stands before and behind loops: about one a multiprocessor."""
+
 BARRIERS = ("grid_barrier", "grid_barrier_by_one_thread")
 """Forms of the barrier: what every backend of Triton has, and what NVIDIA's GPUs do faster."""
 
 
-def emit_program(program: Program, precision: str = "ieee", barrier: str = "grid_barrier") -> TritonSource:
+def emit_program(
+    program: Program,
+    precision: str = "ieee",
+    barrier: str = "grid_barrier",
+    *,
+    room: int = KEPT_BYTES,
+) -> TritonSource:
     """Triton for a program whose operators have tiles and whose arena is planned.
 
     precision: of float32 matrix products, "ieee" or "tf32"
     barrier: one of BARRIERS
+    room: bytes that a block may keep in registers over the trips of a loop
     """
-    return _ProgramText(program, precision).write(barrier)
+    return _ProgramText(program, precision, room).write(barrier)
 
 
 def emit_stages(program: Program, precision: str = "ieee") -> StagedSource:
@@ -115,7 +128,7 @@ class _Emitted:
 
 
 class _ProgramText:
-    def __init__(self, program: Program, precision: str) -> None:
+    def __init__(self, program: Program, precision: str, room: int = KEPT_BYTES) -> None:
         self.program, self.precision = program, precision
         self.emitted: dict[tuple[Key, Kept], _Emitted] = {}
         self.known_arguments: dict[str, Argument] = {}
@@ -124,16 +137,21 @@ class _ProgramText:
         given = [b for b in program.buffers if b.kind.is_given]
         tensors = given + [b for b in program.buffers if b.kind is BufferKind.OUTPUT]
         self.numbers = {b: i for i, b in enumerate(tensors)}
-        self.kept = find_kept(program)
+        self.kept = find_kept(program, room)
         self.keepers: dict[OpInst, int] = {}
         self.stages: dict[Stage, int] = {}
         self.blocks = 1
+        self.blocks_in_loops = 0
 
     def write(self, barrier: str) -> TritonSource:
         body = self._body(self.program.body, {}, "    ")
         kernel = self._kernel("wolong", ("word", "failure"), body)
         text = self._module([_BARRIER.format(barrier=barrier)], [kernel])
-        return TritonSource(text, self.arguments, tuple(self.checks), self.constants, self.blocks)
+        blocks = self.blocks
+        if self.blocks_in_loops:
+            blocks = max(self.blocks_in_loops, min(self.blocks, AROUND_LOOPS))
+        warps = warps_for(self.kept)
+        return TritonSource(text, self.arguments, tuple(self.checks), self.constants, blocks, warps)
 
     def write_stages(self) -> StagedSource:
         bodies: dict[str, tuple[int, list[str]]] = {}
@@ -224,6 +242,8 @@ class _ProgramText:
     def _calls(self, stage: Stage, loops: dict[Var, int]) -> list[Call]:
         """The calls of a stage's operators, those without points left out."""
         calls = [self._call(op, loops) for op in stage.ops if op.points]
+        if loops:
+            self.blocks_in_loops = max(self.blocks_in_loops, total(calls))
         self.blocks = max(self.blocks, total(calls))
         return calls
 

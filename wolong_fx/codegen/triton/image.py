@@ -25,21 +25,22 @@ _NAMES = {DType.F64: "fp64", DType.F32: "fp32", DType.F16: "fp16", DType.BOOL: "
 _PLACES = {Memory.ARENA: ARENA, Memory.CONSTANTS: CONSTANTS, Memory.TENSOR: FIRST_TENSOR}
 
 
-def image_of(source: TritonSource, architecture: Architecture, *, warps: int = 4) -> TritonImage:
+def image_of(source: TritonSource, architecture: Architecture) -> TritonImage:
     """A source for one architecture, on as many blocks as its largest stage has virtual blocks, or as the
     device has multiprocessors if those are fewer.
     """
     pointers = tuple((p.name, p.type) for p in _pointers(source.arguments))
     blocks = min(source.blocks, architecture.multiprocessors)
-    return TritonImage(source.text, pointers, architecture, blocks, warps)
+    return TritonImage(source.text, pointers, architecture, blocks, source.warps)
 
 
-def gpu_image_of(program: Program, precision: str) -> GpuImage:
+def gpu_image_of(program: Program, precision: str, source: TritonSource | None = None) -> GpuImage:
     """A program for the runtime; its stages are emitted when they are asked for.
 
     precision: of float32 matrix products, "ieee" or "tf32"
+    source: the program's kernel, if it is there already
     """
-    source = emit_program(program, precision)
+    source = source or emit_program(program, precision)
     given = [b for b in program.buffers if b.kind.is_given]
     meets = any(stage.barrier for stage in program.stages())
     return GpuImage(
@@ -52,6 +53,7 @@ def gpu_image_of(program: Program, precision: str) -> GpuImage:
         outputs=tuple(spec_of(b) for b in program.buffers if b.kind is BufferKind.OUTPUT),
         written=tuple(i for i, b in enumerate(given) if b.kind is BufferKind.STATE),
         checks=source.checks,
+        warps=source.warps,
     )
 
 

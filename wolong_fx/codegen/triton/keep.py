@@ -37,9 +37,9 @@ from wolong_fx.ir.footprint import is_injective
 from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage, Store
 from wolong_fx.ir.types import Buffer
 
-KEPT_BYTES = 64 << 10
-"""Bytes that a block keeps over a loop at most: 128 registers of each of 128 threads, half of what there
-are."""
+KEPT_BYTES = 128 << 10
+"""Bytes that a block keeps over a loop at most: 128 registers of each of 256 threads, half of what a
+multiprocessor has."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,26 @@ class Kept:
 
 
 NOTHING = Kept()
+
+WARPS, MORE_WARPS = 4, 8
+"""Warps of a block, and of one that holds much."""
+
+MUCH = 1 << 13
+"""Elements of weights or products that a block of four warps can hold: 64 registers of each thread."""
+
+
+def warps_for(found: dict[OpInst, Kept]) -> int:
+    """Warps of the blocks of a kernel that keeps this."""
+    held = [_elements(op, kept) for op, kept in found.items() if kept.invariants]
+    return MORE_WARPS if max(held, default=0) >= MUCH else WARPS
+
+
+def _elements(op: OpInst, kept: Kept) -> int:
+    """Elements of the weights that a block keeps, or of the products that they are factors of, if those are
+    more."""
+    sizes, loads = _Sizes(op), op.loads()
+    weights = sum((sizes.bytes_of(loads[i]) or 0) // 4 for i in kept.invariants)
+    return max(weights, *(sizes.products_of(loads[i]) for i in kept.invariants))
 
 
 def find_kept(program: Program, room: int = KEPT_BYTES) -> dict[OpInst, Kept]:
@@ -177,6 +197,11 @@ class _Sizes:
         if len(around) > 1 or not all(map(self._is_whole, around)):
             return None
         return lanes * prod(_extent(r) for r in around) * load.dtype.bytes
+
+    def products_of(self, load: Load) -> int:
+        """Elements of a tile with the positions of the reduction around a load; 0 of one outside of all."""
+        around = [r for r in self.reduces if self.free[id(load)] & frozenset(r.over)]
+        return prod(self.lanes.values()) * prod(_extent(r) for r in around) if around else 0
 
     def _is_whole(self, reduce: Reduce) -> bool:
         wide = [n for n in self.lanes.values() if n > 1]

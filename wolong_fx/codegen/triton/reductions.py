@@ -19,6 +19,9 @@ from wolong_fx.ir.types import DType
 CHUNK = 4096
 """Elements of a tile with its reduced axis: 32 registers of each of 128 threads."""
 
+ACCUMULATED = 1 << 13
+"""The same of all reductions of one loop together."""
+
 WHOLE = 1 << 14
 """The same where one factor of a sum of products is kept in registers: products are added up as they are
 made, and need few of their own."""
@@ -139,7 +142,8 @@ class ReductionText:
     # ---- steps over chunks
 
     def _steps(self, group: list[Reduce], extent: int, scope: Scope) -> None:
-        room = max(1, self.chunk // prod(axis.size for axis in scope.axes))
+        chunk = self.chunk if self.is_kept else min(self.chunk, ACCUMULATED // len(group))
+        room = max(1, chunk // prod(axis.size for axis in scope.axes))
         size = min(_power_of_two(extent), 1 << (room.bit_length() - 1))
         at = Var(self.names.fresh("k"), extent)
         child = self._child(group, at, size, scope)

@@ -10,6 +10,7 @@ import torch
 from wolong_fx.codegen.cost_model import Forecast
 from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.triton.emitter import TritonSource, emit_program
+from wolong_fx.codegen.triton.gpu_costs import USUAL, GpuCosts
 from wolong_fx.codegen.triton.tiles import choose_tile
 from wolong_fx.ir.happens_before import Owner
 from wolong_fx.ir.program import OpInst, Program
@@ -30,8 +31,13 @@ class TritonTarget:
         """The target with the precision that torch's own products of float32 matrices have now."""
         return cls("tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee")
 
+    @property
+    def costs(self) -> GpuCosts:
+        """What work costs on the device."""
+        return USUAL
+
     def choose_tile(self, op: OpInst) -> tuple[int, ...]:
-        return choose_tile(op)
+        return choose_tile(op, self.costs, self.precision)
 
     def pack_operands(self, ops: list[Element], static: Collection[Buffer], room: int) -> list[Element]:
         return ops
