@@ -9,14 +9,11 @@ import pytest
 import torch
 
 from wolong_fx.bench.gpu.device import CudaDevice
-from wolong_fx.bench.gpu.golden import count_differences, golden_programs, measure_occupancy
+from wolong_fx.bench.gpu.golden import count_differences, golden_kernel, golden_programs, measure_occupancy
 from wolong_fx.codegen.reference.machine import run_program
 from wolong_fx.codegen.triton import choose_tile
-from wolong_fx.codegen.triton.image import gpu_image_of
-from wolong_fx.options import Options
-from wolong_fx.runtime.gpu.cuda_device import find_cuda_device
 from wolong_fx.runtime.gpu.forms import build_stages
-from wolong_fx.runtime.gpu.kernel import GpuKernel, load_gpu_kernel
+from wolong_fx.runtime.gpu.kernel import GpuKernel
 from wolong_fx.testing.kernels import map_ops
 from wolong_fx.testing.programs import inputs_of, random_program
 
@@ -27,7 +24,7 @@ LOOSE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
 def load(program) -> GpuKernel:
-    return load_gpu_kernel(gpu_image_of(program, "ieee"), Options.of(), find_cuda_device(0))
+    return golden_kernel(program, CudaDevice())
 
 
 def on_gpu(program, seed=0):

@@ -11,21 +11,21 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from wolong_fx.bench.gpu.device import CpuDevice, Device, find_device
-from wolong_fx.codegen.reference import ReferenceKernel
 from wolong_fx.codegen.triton import choose_tile
+from wolong_fx.codegen.triton.gpu_target import GpuTarget
 from wolong_fx.codegen.triton.image import gpu_image_of
 from wolong_fx.errors import NoGpuHere
 from wolong_fx.ir.program import OpInst, Program
 from wolong_fx.options import Options
 from wolong_fx.runtime.gpu import ARCHITECTURES, TritonBinary, TritonImage, build_triton, resident_blocks
 from wolong_fx.runtime.gpu.cuda_device import find_cuda_device
-from wolong_fx.runtime.gpu.kernel import load_gpu_kernel
+from wolong_fx.runtime.gpu.kernel import GpuKernel
+from wolong_fx.testing.fake_device import FakeDevice, FakeTarget
 from wolong_fx.testing.kernels import map_ops
 from wolong_fx.testing.programs import TYPICAL, inputs_of
 
@@ -44,13 +44,17 @@ def golden_programs() -> dict[str, Program]:
 # ---- launches
 
 
-def golden_call(program: Program, device: Device) -> Callable[[], list[Tensor]]:
-    """Launches the program's kernel on inputs that stay the same; in a dry run the reference machine."""
-    inputs = [x.to(device.name) for x in inputs_of(program)]
+def golden_kernel(program: Program, device: Device) -> GpuKernel:
+    """A program's kernel; in a dry run on the fake device, whose blocks are simulated."""
     if isinstance(device, CpuDevice):
-        kernel: Any = ReferenceKernel(program, seed=0)
-    else:
-        kernel = load_gpu_kernel(gpu_image_of(program, "ieee"), Options.of(), find_cuda_device(0))
+        return FakeTarget.on(FakeDevice()).build(program)
+    return GpuTarget("ieee", Options.of(), find_cuda_device(0)).build(program)
+
+
+def golden_call(program: Program, device: Device) -> Callable[[], list[Tensor]]:
+    """Launches the program's kernel on inputs that stay the same."""
+    inputs = [x.to(device.name) for x in inputs_of(program)]
+    kernel = golden_kernel(program, device)
     return lambda: kernel.launch(inputs)
 
 
@@ -131,7 +135,7 @@ def main() -> int:
     """Launch every golden kernel."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--launches", type=int, default=3, help="of each (3)")
-    parser.add_argument("--dry", action="store_true", help="by the reference machine")
+    parser.add_argument("--dry", action="store_true", help="on the fake device")
     chosen = parser.parse_args()
     try:
         device = find_device(dry=chosen.dry)
