@@ -102,7 +102,7 @@ def test_a_failed_launch_is_an_error_and_the_next_one_has_a_fresh_word(load, is_
     kernel = load(CHAIN, device)
     kernel.launch(inputs)
     device.synchronize()
-    spoil = kernel._words._of_stream[0, 0]
+    spoil = kernel._words._of_stream[0]
     device.failing["launch"] = 0
     with pytest.raises(DriverFailed, match="the test says so"):
         kernel.launch(inputs)

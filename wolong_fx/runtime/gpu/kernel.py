@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import partial, reduce
 from operator import or_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +51,6 @@ class GpuKernel:
         self._failure = FailureWord(image.name, image.checks, device)
         self._words = Words(device)
         self._constants = device.upload(image.constants) if image.constants else None
-        self._streams: set[int] = set()
         self._calls: list[_Call] = []
         self._tensors = len(image.inputs) + len(image.outputs)
         self._write_addresses: WriteAddresses = addresses_in_python(self._tensors)
@@ -86,92 +85,78 @@ class GpuKernel:
         if check:
             self.check_inputs(inputs)
         outputs = [allocate() for allocate in self._allocators]
-        self._run(inputs, bound, outputs)
+        device = self.device
+        stream, capture = device.stream(), device.find_capture()
+        word = self._words.find(stream) if capture is None else None
+        if word is None:
+            word = self._new_word(stream, capture)
+        if bound.tensors:
+            bound.join(device, stream, capture)
+        self._run(_Given(inputs, bound.addresses, outputs, word), stream)
         return outputs
 
-    def _run(self, inputs: Sequence[Tensor], bound: Bound, outputs: list[Tensor]) -> None:
-        stream, capture = self.device.stream(), self.device.find_capture()
-        if stream not in self._streams:
-            self._meet(stream, capture)
-        if bound.tensors:
-            bound.join(self.device, stream, capture)
-        call = self._take_call()
+    def _run(self, given: _Given, stream: int) -> None:
+        """Fill in a block of addresses that no other call is using, and launch with it."""
         try:
-            places = call.block.places
-            given = self._addresses_written(call.block, inputs, bound, outputs)
+            call = self._calls.pop()
+        except IndexError:
+            call = _Call(self)
+        try:
+            aligned = self._write(call, given)
             arena = self._allocate_arena() if self._allocate_arena else None
-            places[ARENA] = arena.data_ptr() if arena is not None else 0
-            places[WORD] = self._word(stream, capture)
-            self._launch(call, stream, capture)
+            call.places[ARENA] = 0 if arena is None else _address(arena)
+            call.places[WORD] = given.word
+            self._launch(call, stream)
         finally:
             self._calls.append(call)
-        if given is not inputs:
-            self._write_back(inputs, given)
+        if aligned is not None:
+            self._write_back(given.inputs, aligned)
 
-    def _launch(self, call: _Call, stream: int, capture: int | None) -> None:
+    def _launch(self, call: _Call, stream: int) -> None:
         """Raises DriverFailed; then what the barrier's word holds is unknown."""
         try:
+            if call.form is not self._form:
+                call.bind(self._form)
             call.run(stream)
         except NoRoom:
             grid = self._form
             self.use_stages()
             tell_staged(self.image, self.device, grid, self._form)
-            call.bind(self._form)
-            call.run(stream)
+            self._launch(call, stream)
         except BaseException:
             self._words.drop(stream)
             raise
+
+    def _new_word(self, stream: int, capture: int | None) -> int:
+        """For the first launch on a stream, and for every captured one."""
+        if self._constants is not None:  # made on another stream
+            self.device.use_on_stream([self._constants])
+        return self._words.add(stream) if capture is None else self._words.capture(capture)
+
+    def _write(self, call: _Call, given: _Given) -> list[Tensor] | None:
+        """Put the tensors' addresses into the block; returns the inputs if aligned copies replace some."""
+        try:
+            self._write_addresses(call.first, self._tensors, given.inputs, given.bound, given.outputs)
+        except Exception:
+            self.check_inputs(given.inputs)  # which knows what to say of a wrong number of them
+            raise
+        count = len(given.inputs)
+        if reduce(or_, call.places[FIRST_TENSOR : FIRST_TENSOR + count], 0) % ALIGNMENT == 0:
+            return None
+        inputs = [t if _address(t) % ALIGNMENT == 0 else _aligned(t) for t in given.inputs]
+        self._write_addresses(call.first, self._tensors, inputs, given.bound, given.outputs)
+        return inputs
+
+    def _write_back(self, inputs: Sequence[Tensor], aligned: Sequence[Tensor]) -> None:
+        for position in self.image.written:
+            if aligned[position] is not inputs[position]:
+                inputs[position].copy_(aligned[position])
 
     def use_stages(self) -> None:
         """From now on launch a kernel for every stage, which needs no room for all blocks at once."""
         with self._changes:
             if self._form.name == "persistent":
                 self._form = build_stages(self.image, self.device, self._build)
-
-    def _word(self, stream: int, capture: int | None) -> int:
-        if capture is not None:
-            return self._words.capture(capture)
-        if self._words.has_captured:
-            self._words.release_captured()
-        return self._words.find(stream) or self._words.add(stream)
-
-    def _meet(self, stream: int, capture: int | None) -> None:
-        """The first launch on a stream: the constants, made on another, must outlast it."""
-        if self._constants is not None:
-            self.device.use_on_stream([self._constants])
-        if capture is None:
-            self._streams.add(stream)
-
-    def _take_call(self) -> _Call:
-        """A block of addresses that no other call is using, for the form in use."""
-        try:
-            call = self._calls.pop()
-        except IndexError:
-            return _Call(self)
-        if call.form is not self._form:
-            call.bind(self._form)
-        return call
-
-    def _addresses_written(
-        self, block: AddressBlock, inputs: Sequence[Tensor], bound: Bound, outputs: list[Tensor]
-    ) -> Sequence[Tensor]:
-        """Put the tensors' addresses into the block; returns the inputs, aligned copies in place of some."""
-        first = block.address_of(FIRST_TENSOR)
-        try:
-            self._write_addresses(first, self._tensors, inputs, bound.addresses, outputs)
-        except Exception:
-            self.check_inputs(inputs)  # which knows what to say of a wrong number of them
-            raise
-        if reduce(or_, block.places[FIRST_TENSOR : FIRST_TENSOR + len(inputs)], 0) % ALIGNMENT == 0:
-            return inputs
-        given = [t if _address(t) % ALIGNMENT == 0 else _aligned(t) for t in inputs]
-        self._write_addresses(first, self._tensors, given, bound.addresses, outputs)
-        return given
-
-    def _write_back(self, inputs: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-        for position in self.image.written:
-            if given[position] is not inputs[position]:
-                inputs[position].copy_(given[position])
 
     def bind(self, tensors: Sequence[Tensor]) -> Bound:
         """The last inputs of launches to come; they must be ready on the current stream."""
@@ -223,16 +208,26 @@ class GpuKernel:
         return f"GpuKernel({self.name!r}, {self._form.name}, {len(self.image.inputs)} inputs)"
 
 
+class _Given(NamedTuple):
+    """What a launch is given: tensors, addresses of those that stay, and the address of its word."""
+
+    inputs: Sequence[Tensor]
+    bound: Sequence[int]
+    outputs: list[Tensor]
+    word: int
+
+
 class _Call:
     """The addresses of one launch at a time, and what launches with them."""
 
-    __slots__ = ("block", "form", "run")
+    __slots__ = ("block", "first", "form", "places", "run")
 
     def __init__(self, kernel: GpuKernel) -> None:
         self.block = AddressBlock(kernel._tensors, FIRST_TENSOR)
+        self.places, self.first = self.block.places, self.block.address_of(FIRST_TENSOR)
         constants = kernel._constants
-        self.block.places[CONSTANTS] = constants.data_ptr() if constants is not None else 0
-        self.block.places[FAILURE] = kernel._failure.address
+        self.places[CONSTANTS] = constants.data_ptr() if constants is not None else 0
+        self.places[FAILURE] = kernel._failure.address
         self.bind(kernel._form)
 
     def bind(self, form: Form) -> None:

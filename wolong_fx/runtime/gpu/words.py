@@ -13,6 +13,7 @@ there would be garbage to the other.
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -33,19 +34,26 @@ class Words:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._allocate = device.allocator(_LINE)
-        self._of_stream: dict[tuple[int, int], Tensor] = {}
+        self._of_stream: dict[Hashable, Tensor] = {}
+        self._addresses: dict[Hashable, int] = {}
         self._captured: dict[int, list[Tensor]] = {}
 
     def find(self, stream: int) -> int | None:
-        """Address of the word of a stream; None before its first launch, and after a failed one."""
-        word = self._of_stream.get(_key(stream))
-        return None if word is None else word.data_ptr()
+        """Address of the word of a stream; None before its first launch, and after a failed one.
+
+        Called when nothing is captured: what captures took belongs to their graphs alone from now on.
+        """
+        if self._captured:
+            self._captured.clear()
+        return self._addresses.get(stream if stream != PER_THREAD_STREAM else _of_thread())
 
     def add(self, stream: int) -> int:
         """Address of a new word for the current stream, which is `stream`."""
-        word = self._zeroed()
+        key = stream if stream != PER_THREAD_STREAM else _of_thread()
         # Two threads may both come here; the one that is too late takes what is there.
-        return self._of_stream.setdefault(_key(stream), word).data_ptr()
+        word = self._of_stream.setdefault(key, self._zeroed())
+        self._addresses[key] = word.data_ptr()
+        return word.data_ptr()
 
     def capture(self, capture: int) -> int:
         """Address of a word for one launch of this capture."""
@@ -53,21 +61,16 @@ class Words:
         self._captured.setdefault(capture, []).append(word)
         return word.data_ptr()
 
-    def release_captured(self) -> None:
-        """Called when nothing is captured: what captures took belongs to their graphs alone."""
-        self._captured.clear()
-
     def drop(self, stream: int) -> None:
         """A launch on this stream failed: what its word holds is unknown."""
-        self._of_stream.pop(_key(stream), None)
+        key = stream if stream != PER_THREAD_STREAM else _of_thread()
+        self._addresses.pop(key, None)
+        self._of_stream.pop(key, None)
 
     def drop_all(self) -> None:
         """A launch failed, on whatever stream."""
+        self._addresses.clear()
         self._of_stream.clear()
-
-    @property
-    def has_captured(self) -> bool:
-        return bool(self._captured)
 
     def _zeroed(self) -> Tensor:
         word = self._allocate()
@@ -75,5 +78,5 @@ class Words:
         return word
 
 
-def _key(stream: int) -> tuple[int, int]:
-    return stream, threading.get_ident() if stream == PER_THREAD_STREAM else 0
+def _of_thread() -> Hashable:
+    return PER_THREAD_STREAM, threading.get_ident()
