@@ -29,6 +29,8 @@ ROUNDS, DRY_ROUNDS = 4000, 16
 HIDDEN, DRY_HIDDEN = (128, 256, 512), (8, 16)
 BYTES = {"float32": 4, "bfloat16": 2}
 GATES = 4
+FEWEST_READERS = 16
+"""Blocks: fewer take so long to read all weights that no recurrence would run on them."""
 
 
 def measure(name: str, setting: Setting) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def _barriers(setting: Setting) -> Iterator[dict[str, Any]]:
 def _reads(setting: Setting) -> Iterator[dict[str, Any]]:
     """By size of the weights and of the grid, microseconds of a read of all of them, and GB a second."""
     sizes = sorted({weights_bytes(h, d) for h in (DRY_HIDDEN if setting.dry else HIDDEN) for d in BYTES})
-    grids = grid_sizes(setting.device, setting.dry)
+    grids = [g for g in grid_sizes(setting.device, setting.dry) if setting.dry or g >= FEWEST_READERS]
     launches = {
         size: {str(g): read_rounds(size // BYTES["float32"], g, setting.device) for g in grids}
         for size in sizes

@@ -24,11 +24,11 @@ import torch
 import wolong_fx
 from wolong_fx.bench.gpu.device import Device
 from wolong_fx.bench.gpu.golden import (
-    Occupancy,
+    build_golden,
     count_differences,
     golden_call,
     golden_programs,
-    measure_occupancy,
+    occupancy_of,
 )
 from wolong_fx.bench.gpu.question import Question, Rows, ask
 from wolong_fx.bench.gpu.row import Setting
@@ -56,16 +56,14 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
 
 def _formula(setting: Setting) -> dict[str, Any]:
     programs, warps = golden_programs(), DRY_WARPS if setting.dry else WARPS
-    jobs = [(name, n) for n in warps for name in programs]
-
-    def one(job: tuple[str, int]) -> list[Occupancy]:
-        name, n = job
-        return measure_occupancy(name, programs[name], n, SHARED, setting.device)
-
+    jobs = [(name, n) for n in warps for name in programs][: 1 if setting.dry else None]
     with ThreadPoolExecutor(4) as pool:  # compilers, each in a process of its own
-        kernels = [
-            asdict(found) for many in pool.map(one, jobs[:1] if setting.dry else jobs) for found in many
-        ]
+        binaries = [*pool.map(lambda job: build_golden(programs[job[0]], job[1], setting.device), jobs)]
+    kernels = [
+        asdict(found)
+        for (name, _), binary in zip(jobs, binaries, strict=True)
+        for found in occupancy_of(name, binary, SHARED, setting.device)
+    ]
     setting.line.wait_for_turn()
     equal = sum(kernel["formula"] == kernel["driver"] for kernel in kernels)
     return {"kernels": kernels, "share": equal / len(kernels)}

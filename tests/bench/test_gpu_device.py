@@ -10,7 +10,13 @@ import torch
 from wolong_fx.bench.gpu import device as module
 from wolong_fx.bench.gpu.contenders import EAGER_GRAPH, gpu_makers
 from wolong_fx.bench.gpu.device import CpuDevice, CudaDevice, Launches, find_device
-from wolong_fx.bench.gpu.golden import count_differences, golden_call, golden_programs, measure_occupancy
+from wolong_fx.bench.gpu.golden import (
+    build_golden,
+    count_differences,
+    golden_call,
+    golden_programs,
+    occupancy_of,
+)
 from wolong_fx.bench.job import ContenderMissing, Job
 from wolong_fx.errors import NoGpuHere
 from wolong_fx.testing.models import GateLSTM
@@ -77,6 +83,7 @@ def test_golden_kernels_are_launched_on_the_fake_device_and_give_the_same_bits()
 
 
 def test_the_formula_is_asked_about_more_shared_memory_than_a_kernel_takes():
-    found = measure_occupancy("mlp", golden_programs()["mlp"], 4, (1, 200_000), CpuDevice())
+    binary = build_golden(golden_programs()["mlp"], 4, CpuDevice())
+    found = occupancy_of("mlp", binary, (1, 200_000), CpuDevice())
     assert [one.shared_bytes for one in found][1:] == [200_000]
     assert found[0].formula > found[1].formula == 132

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -81,6 +82,14 @@ def test_how_near_an_lstm_is_to_its_floor_is_told_when_that_was_measured(tmp_pat
     (verdict,) = lstm80.verdicts({"a": row}, tmp_path)
     assert verdict["floor_us"] == 320.0
     assert (verdict["found"], verdict["is_met"]) == (pytest.approx(2.0), True)
+
+
+def test_every_test_that_needs_a_gpu_is_run():
+    tests = FOLDER.parents[1] / "tests"
+    files = [f for f in tests.rglob("test_*.py") if re.search(r"\bmark\.gpu\b", f.read_text())]
+    folders = [FOLDER.parents[1] / folder for folder in script("gpu_tests").FOLDERS]
+    files.remove(Path(__file__))
+    assert files and all(any(folder in file.parents for folder in folders) for file in files)
 
 
 def test_rows_that_compare_with_others_time_ours_last():

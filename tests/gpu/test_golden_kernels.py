@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from wolong_fx.bench.gpu.device import CudaDevice
-from wolong_fx.bench.gpu.golden import count_differences, golden_kernel, golden_programs, measure_occupancy
+from wolong_fx.bench.gpu.golden import (
+    build_golden,
+    count_differences,
+    golden_kernel,
+    golden_programs,
+    occupancy_of,
+)
 from wolong_fx.codegen.reference.machine import run_program
 from wolong_fx.codegen.triton import choose_tile
 from wolong_fx.runtime.gpu.forms import build_stages
@@ -61,7 +67,8 @@ def test_stage_by_stage_a_program_gives_the_same_bits(name):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_formula_for_occupancy_gives_the_drivers_answer(name):
-    for found in measure_occupancy(name, GOLDEN[name], 4, (1 << 15, 100_000), CudaDevice()):
+    binary = build_golden(GOLDEN[name], 4, CudaDevice())
+    for found in occupancy_of(name, binary, (1 << 15, 100_000), CudaDevice()):
         assert found.formula == found.driver, found
 
 

@@ -26,7 +26,9 @@ def barrier_rounds(form: str, blocks: int, device: Device) -> Rounds:
     from wolong_fx.bench.gpu import probes  # Triton's decorator looks for a driver
 
     kernel: Any = {FORMS[0]: probes.meet, FORMS[1]: probes.meet_by_one_thread}[form]
-    word = torch.zeros(32, dtype=torch.uint32, device=device.name)  # alone in its cache line
+    word = torch.zeros(32, dtype=torch.int32, device=device.name).view(
+        torch.uint32
+    )  # alone in its cache line
 
     def launch(rounds: int) -> None:
         kernel[(blocks,)](word, rounds, G=blocks, num_warps=WARPS, launch_cooperative_grid=True)

@@ -87,40 +87,33 @@ class Occupancy:
     driver: int
 
 
-def measure_occupancy(
-    name: str, program: Program, warps: int, shared: Sequence[int], device: Device
-) -> list[Occupancy]:
-    """Of a golden kernel, with the shared memory that it takes and with more.
-
-    shared: bytes; those that are less than it takes are left out
-    """
-    binary, ask = _built(program, warps, device)
-    sizes = [binary.shared_bytes, *(size for size in shared if size > binary.shared_bytes)]
-    formula = [_formula(binary, size) for size in sizes]
-    return [
-        Occupancy(name, warps, binary.registers, size, ours, ask(size) if ask else ours)
-        for size, ours in zip(sizes, formula, strict=True)
-    ]
-
-
-def _built(program: Program, warps: int, device: Device) -> tuple[TritonBinary, Callable[[int], int] | None]:
-    """A kernel's binary, and what asks the driver about it; in a dry run there is no one to ask."""
-    gpu = None if isinstance(device, CpuDevice) else find_cuda_device(0)
-    architecture = gpu.architecture if gpu else ARCHITECTURES[DRY_ARCHITECTURE]
+def build_golden(program: Program, warps: int, device: Device) -> TritonBinary:
+    """A golden kernel's binary, for the device; in a dry run for DRY_ARCHITECTURE."""
+    is_dry = isinstance(device, CpuDevice)
+    architecture = ARCHITECTURES[DRY_ARCHITECTURE] if is_dry else find_cuda_device(0).architecture
     text = gpu_image_of(program, "ieee").grid
     pointers = tuple((p.name, p.type) for p in text.pointers)
     blocks = min(text.blocks, architecture.multiprocessors)
-    image = TritonImage(text.text, pointers, architecture, blocks, warps)
-    binary = build_triton(image)
-    if gpu is None:
-        return binary, None
-    module = gpu.load(binary.code)
+    return build_triton(TritonImage(text.text, pointers, architecture, blocks, warps))
 
-    def ask(shared_bytes: int) -> int:
-        function = gpu.find_function(module, image.kernel, shared_bytes)
-        return gpu.resident_blocks(function, warps, shared_bytes)
 
-    return binary, ask
+def occupancy_of(name: str, binary: TritonBinary, shared: Sequence[int], device: Device) -> list[Occupancy]:
+    """Of a kernel with the shared memory that it takes and with more, by one thread of the process.
+
+    shared: bytes; those that are less than it takes are left out
+    """
+    sizes = [binary.shared_bytes, *(size for size in shared if size > binary.shared_bytes)]
+    ask = _formula if isinstance(device, CpuDevice) else _driver
+    return [
+        Occupancy(name, binary.warps, binary.registers, size, _formula(binary, size), ask(binary, size))
+        for size in sizes
+    ]
+
+
+def _driver(binary: TritonBinary, shared_bytes: int) -> int:
+    gpu = find_cuda_device(0)
+    function = gpu.find_function(gpu.load(binary.code), "wolong", shared_bytes)
+    return gpu.resident_blocks(function, binary.warps, shared_bytes)
 
 
 def _formula(binary: TritonBinary, shared_bytes: int) -> int:
