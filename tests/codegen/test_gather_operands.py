@@ -1,13 +1,17 @@
 """Siblings that stream the same weights from operands that lie apart: when these are gathered, and how."""
 
+from dataclasses import replace
+from math import inf
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wolong_fx.codegen import build_programs, gather_operands
+from wolong_fx.codegen import build_programs
 from wolong_fx.codegen.reference.machine import run_program
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
+from wolong_fx.runtime.machine_costs import USUAL_COSTS
 from wolong_fx.testing.models.tree import TreeLSTM
 from wolong_fx.testing.tracing import trace_core
 
@@ -18,9 +22,10 @@ def small_tiles(op):
     return tuple(d.extent if d.sequential else min(d.extent, 5) for d in op.dims)
 
 
-def program_of(function, *inputs):
+def program_of(function, *inputs, costs=USUAL_COSTS):
     """The program, after its results were compared with eager's in float64."""
-    program = build_programs(trace_core(function, *inputs), Options(), Ledger(), small_tiles).run
+    gm = trace_core(function, *inputs)
+    program = build_programs(gm, Options(), Ledger(), small_tiles, costs=costs).run
     exact = function(*(x.double() for x in inputs))
     for ours, wanted in zip(run_program(program, list(inputs), seed=0), exact, strict=True):
         torch.testing.assert_close(ours.double(), wanted, rtol=1e-4, atol=1e-5)
@@ -68,10 +73,8 @@ def test_operands_that_lie_elsewhere_already_are_copied_if_that_pays():
     assert not any(op.name.startswith("gather") for op in program_of(shuffled, *narrow).ops())
 
 
-def test_the_levels_of_an_irregular_tree_are_one_operator_each(monkeypatch):
+def test_the_levels_of_an_irregular_tree_are_one_operator_each():
     """Of seven pairs of leaves, the third joins late: the pairs of pairs are not equally spaced."""
-    monkeypatch.setattr(gather_operands, "COPY_CYCLES", 0.0)
-    monkeypatch.setattr(gather_operands, "STAGE_CYCLES", 0.0)
     a, b, late, c, d, e, f = ((n, n + 1) for n in range(0, 14, 2))
     model = TreeLSTM(32, (((a, b), late), ((c, d), (e, f))), inputs=4)
     (words,) = model.example_inputs()
@@ -80,8 +83,22 @@ def test_the_levels_of_an_irregular_tree_are_one_operator_each(monkeypatch):
     def root(*values):
         return torch.func.functional_call(model, dict(zip(names, values, strict=False)), (values[-1],))
 
-    program = program_of(root, *(p.detach() for p in model.parameters()), words)
+    free = replace(USUAL_COSTS, block=0.0, barrier=0.0, handover_rate=inf)
+    program = program_of(root, *(p.detach() for p in model.parameters()), words, costs=free)
     assert {(14, 32), (7, 32), (3, 32)} <= set(domains(program))
+
+
+def test_a_machine_whose_barriers_cost_more_gathers_less():
+    """Two siblings and a shared layer: what gathering saves is weighed by the machine's own figures."""
+
+    def twice(x, v, w):
+        first = [torch.tanh(x[k] @ v) for k in range(8)]
+        return (torch.cat([torch.tanh(first[k] @ w) for k in (0, 5, 1, 7)]) @ w,)
+
+    wide = [torch.randn(*shape) / 10 for shape in ((8, 1, 4), (4, WIDE), (WIDE, WIDE))]
+    slow = replace(USUAL_COSTS, barrier=1e-4)
+    assert any(op.name.startswith("gather") for op in program_of(twice, *wide).ops())
+    assert not any(op.name.startswith("gather") for op in program_of(twice, *wide, costs=slow).ops())
 
 
 @settings(max_examples=20, deadline=None)

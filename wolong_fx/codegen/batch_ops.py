@@ -25,26 +25,33 @@ from wolong_fx.ir.index import Index, Var
 from wolong_fx.ir.program import Dim, OpInst, Store
 from wolong_fx.ir.types import Buffer
 from wolong_fx.ledger import Ledger
+from wolong_fx.runtime.machine_costs import USUAL_COSTS, MachineCosts
 
 STEP = "b"  # the new dimension's variable, renamed once the operator is made
 
 
-def batch_ops(ops: list[Element], ledger: Ledger) -> list[Element]:
+@dataclass(frozen=True)
+class BatchOps:
     """Batch level by level, so that what one level stacked is a regular read of the next.
 
     Loops stay as they are, and so do the buffers that they hand from trip to trip.
+    costs: by which siblings whose operands lie apart are gathered, or not
     """
-    pinned = carry_buffers(ops).union(*(op.reads() for op in ops if isinstance(op, Exit)))
-    written = {b for op in ops for b in op.writes()}
-    elsewhere = {b for op in ops for b in op.reads() if b not in written}
-    batcher = _Batcher(frozenset(pinned), frozenset(pinned | elsewhere), ledger)
-    done: list[Element] = []
-    for level in _by_level(ops):
-        done += (op for op in level if not isinstance(op, OpInst))
-        operators = [op for op in level if isinstance(op, OpInst)]
-        for members in isomorphic(operators, pinned, open_reads=True):
-            done += batcher.batch(members)
-    return map_ops(done, batcher.moves.relocate)
+
+    costs: MachineCosts = USUAL_COSTS
+
+    def __call__(self, ops: list[Element], ledger: Ledger) -> list[Element]:
+        pinned = carry_buffers(ops).union(*(op.reads() for op in ops if isinstance(op, Exit)))
+        written = {b for op in ops for b in op.writes()}
+        elsewhere = {b for op in ops for b in op.reads() if b not in written}
+        batcher = _Batcher(frozenset(pinned), frozenset(pinned | elsewhere), self.costs, ledger)
+        done: list[Element] = []
+        for level in _by_level(ops):
+            done += (op for op in level if not isinstance(op, OpInst))
+            operators = [op for op in level if isinstance(op, OpInst)]
+            for members in isomorphic(operators, pinned, open_reads=True):
+                done += batcher.batch(members)
+        return map_ops(done, batcher.moves.relocate)
 
 
 def _by_level(ops: Sequence[Element]) -> list[list[Element]]:
@@ -72,6 +79,7 @@ class _Batcher:
 
     pinned: Collection[Buffer]
     immovable: Collection[Buffer]
+    costs: MachineCosts
     ledger: Ledger
     moves: Moves = field(default_factory=Moves)
 
@@ -79,7 +87,9 @@ class _Batcher:
         """The operators that do the work of these, which are isomorphic with their reads left open."""
         here = [self.moves.relocate(op) for op in ops]
         stretches = len(self._runs(here))
-        gathering = find_gathering(ops, stretches, self.moves, self.immovable) if stretches > 1 else None
+        gathering = None
+        if stretches > 1:
+            gathering = find_gathering(ops, stretches, self.moves, self.immovable, self.costs)
         if gathering is None:
             return self._to_fixpoint(here)
         for op in ops[1:]:

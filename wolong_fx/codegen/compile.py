@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule
 
 from wolong_fx.codegen.assign_outputs import assign_outputs
-from wolong_fx.codegen.batch_ops import batch_ops
+from wolong_fx.codegen.batch_ops import BatchOps
 from wolong_fx.codegen.collapse_dims import collapse_dims
 from wolong_fx.codegen.cost_model import Forecast
 from wolong_fx.codegen.count_copies import copies_of_ops, copies_of_torch
@@ -31,7 +31,7 @@ from wolong_fx.codegen.schedule_ops import ChooseTile, drop_empty_stages, schedu
 from wolong_fx.codegen.split_ops import split_ops
 from wolong_fx.codegen.split_prepare import Preparation, PrepareSplitter
 from wolong_fx.codegen.split_reductions import split_reductions
-from wolong_fx.codegen.targets import CPU, Target, find_target
+from wolong_fx.codegen.targets import CPU, Target, find_costs, find_target
 from wolong_fx.ir.happens_before import Owner, check_races, remove_redundant_barriers
 from wolong_fx.ir.program import Program
 from wolong_fx.ir.text import print_program
@@ -43,6 +43,7 @@ from wolong_fx.passes.values import device_of, value_of
 from wolong_fx.runtime import Kernel, ResidentKernel, Wiring
 from wolong_fx.runtime.gpu.kernel import GpuKernel
 from wolong_fx.runtime.gpu.resident import CapturedResidentKernel
+from wolong_fx.runtime.machine_costs import USUAL_COSTS, MachineCosts
 
 
 def _order_all(ops: list[Element], _ledger: Ledger) -> list[Element]:
@@ -96,16 +97,19 @@ BEFORE_SPLIT: tuple[tuple[str, Step], ...] = (
 """What happens to the operators while those of the two programs stand side by side."""
 
 
-def after_split(estimate: Estimate = never_known) -> tuple[tuple[str, Step], ...]:
+def after_split(
+    estimate: Estimate = never_known, costs: MachineCosts = USUAL_COSTS
+) -> tuple[tuple[str, Step], ...]:
     """What happens to the operators of each of them, up to scheduling.
 
     estimate: how long the target expects elements to take
+    costs: of the machine, for choices of single operators
     """
     return (
         ("fuse-ops", in_every_scope(fuse_ops)),
         ("rotate-loops", in_every_scope(rotate_loops)),
         ("join-loops", in_every_scope(JoinLoops(estimate))),
-        ("batch-ops", in_every_scope(batch_ops)),
+        ("batch-ops", in_every_scope(BatchOps(costs))),
         ("order-dims", _order_all),
         ("collapse-dims", _collapse_all),
         ("split-reductions", _split_all),
@@ -131,7 +135,7 @@ def compile_partition(gm: GraphModule, options: Options, ledger: Ledger) -> Any:
     """
     target = find_target(options, _device_of(gm))
     choices = target.choose_tile, target.pack_operands, target.estimate, target.owner
-    split = build_programs(gm, options, ledger, *choices)
+    split = build_programs(gm, options, ledger, *choices, costs=find_costs(target))
     run, prepare = split.run, split.prepare
     with ledger.timed(FORECAST):
         forecast = target.forecast(run)
@@ -196,6 +200,7 @@ def build_programs(
     pack_operands: PackOperands = leave_operands,
     estimate: Estimate = never_known,
     find_owner: FindOwner = owner_unknown,
+    costs: MachineCosts = USUAL_COSTS,
 ) -> SplitProgram:
     """The programs of a partition, scheduled and planned, verified, with only the barriers they need.
 
@@ -203,6 +208,7 @@ def build_programs(
     choose_tile, pack_operands: the target's choices; by default operands stay as they are
     estimate: by default what may be joined is
     find_owner: by default barriers stay between blocks that might run on two threads
+    costs: of the machine, by default usual ones
     """
     finish = partial(_finish_program, choose_tile=choose_tile, find_owner=find_owner, ledger=ledger)
     with ledger.timed("lower"):
@@ -215,7 +221,7 @@ def build_programs(
     with ledger.timed(SPLIT):
         ops = splitter.take(ops)
     ledger.count_copies(SPLIT, copies_of_ops(ops))
-    ops = _run_steps(ops, after_split(estimate), options, ledger)
+    ops = _run_steps(ops, after_split(estimate, costs), options, ledger)
     if PACK not in options.disable:
         with ledger.timed(PACK):
             ops = pack_operands(ops, splitter.readable, splitter.room)

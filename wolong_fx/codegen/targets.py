@@ -35,6 +35,7 @@ from wolong_fx.runtime import (
     team_size,
 )
 from wolong_fx.runtime.gpu.cuda_device import find_cuda_device
+from wolong_fx.runtime.machine_costs import USUAL_COSTS
 
 CPU = torch.device("cpu")
 
@@ -160,6 +161,11 @@ class CppTarget:
 
     def _emit(self, program: Program) -> KernelSource:
         return emit_program(program, self.isa, self.forecast(program).threads, self.costs.l2_bytes)
+
+
+def find_costs(target: Target) -> MachineCosts:
+    """What work costs where a target's kernels run: what is known of this CPU, or usual costs."""
+    return target.costs if isinstance(target, CppTarget) else USUAL_COSTS
 
 
 _forecast = lru_cache(maxsize=2)(forecast)  # asked for the ledger, for the dumped source and for the build

@@ -196,3 +196,7 @@ def _within(figures: Mapping[str, object]) -> dict[str, Any]:
         if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
             found[name] = value
     return found
+
+
+USUAL_COSTS = usual_costs("avx512", 2, {})
+"""Of a machine that nobody has measured, the same wherever this runs."""
