@@ -29,9 +29,9 @@ def matmul(m: int, k: int, n: int, dtype: torch.dtype = torch.bfloat16, target=t
         shapes.insert(0, (m, n))
     operands = [graph.placeholder(f"x{i}") for i in range(len(shapes))]
     for operand, shape in zip(operands, shapes, strict=True):
-        operand.meta["val"] = torch.empty(shape, dtype=dtype, device="meta")
+        operand.meta["val"] = torch.empty(shape, dtype=dtype)
     node = graph.call_function(target, tuple(operands))
-    node.meta["val"] = torch.empty((m, n), dtype=dtype, device="meta")
+    node.meta["val"] = torch.empty((m, n), dtype=dtype)
     return node
 
 
