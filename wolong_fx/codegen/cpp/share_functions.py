@@ -7,7 +7,7 @@ constants and each loop's branches have one trip count to be predicted by. But g
 So from some number on two texts that are equal but for numbers are made one, in which a number that differs
 is read from the table of bindings, behind the pointers. With an operator's numbers put back the text is the
 operator's own: it reads and writes what its own function did, and computes the same bits.
-docs/decisions/0027 has the figures.
+docs/decisions/0028 has the figures.
 """
 
 from __future__ import annotations
