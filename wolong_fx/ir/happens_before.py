@@ -40,6 +40,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -138,6 +139,7 @@ class _Seen:
     def is_scalar(self) -> bool:
         return all(isinstance(low, int) and isinstance(high, int) for low, high in self.box)
 
+    @cached_property
     def bytes(self) -> Interval:
         """First and last byte touched; relative to the arena for buffers in it."""
         low, high = self.touch.hull(self.trips)
@@ -339,7 +341,7 @@ def _may_meet(a: _Seen, b: _Seen) -> bool:
         return not boxes_are_apart(a.box, b.box)
     if a.place.start is None or b.place.start is None:
         return False
-    return not boxes_are_apart([a.bytes()], [b.bytes()])
+    return not boxes_are_apart([a.bytes], [b.bytes])
 
 
 def _operators_are_apart(a: _Seen, b: _Seen, check: _Check) -> bool:
@@ -406,7 +408,7 @@ def _block_boxes(seen: _Seen, by_coordinate: bool) -> list[tuple[np.ndarray, np.
     for dim, tile, corner in zip(op.dims, op.tile or op.domain, corners, strict=True):
         by_block[dim.var] = corner * tile, np.minimum(corner * tile + tile, dim.extent) - 1
     local = _Seen(seen.touch, seen.place, by_block, ())
-    boxes = seen.touch.box(by_block) if by_coordinate else (local.bytes(),)
+    boxes = seen.touch.box(by_block) if by_coordinate else (local.bytes,)
     return [(np.broadcast_to(low, shape), np.broadcast_to(high, shape)) for low, high in boxes]
 
 
