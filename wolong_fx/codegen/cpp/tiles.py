@@ -14,6 +14,7 @@ from wolong_fx.ir.expr import Binary, Expr, Load, Reduce, Unary
 from wolong_fx.ir.index import Var
 from wolong_fx.ir.program import OpInst
 from wolong_fx.ir.types import Buffer
+from wolong_fx.runtime.machine_costs import SPECIAL_CYCLES
 
 GROUP = 4
 """Reductions that share one loop at most: more would not leave registers to any of them."""
@@ -26,6 +27,12 @@ BLOCK_CYCLES = 6000.0
 
 LINE_CYCLES = 4.0
 """Of a cache line that comes from far for the sake of part of it."""
+
+INSTRUCTION_CYCLES = 0.5
+"""Of an instruction that waits for nothing: two of them start in a cycle."""
+
+LIBM_CYCLES = 20.0
+"""Of a function that is called for each element."""
 
 SPECIAL = frozenset("exp exp2 expm1 log log2 log10 log1p sigmoid tanh erf".split())
 LIBM = frozenset("erfc sin cos tan asin acos atan sinh cosh asinh acosh atanh lgamma".split())
@@ -317,12 +324,14 @@ def _node_cycles(planner: Planner, node: Expr) -> float:
 def _weight(planner: Planner, node: Expr) -> float:
     if isinstance(node, Load):
         irregular = planner.analysis.lane_stride(node.access, planner.plan.span) not in (0, 1)
-        return planner.lanes if irregular else 0.5
+        return planner.lanes if irregular else INSTRUCTION_CYCLES
     if isinstance(node, Reduce):
         return 1.0
     if isinstance(node, Unary | Binary):
-        return 12.0 if node.op in SPECIAL else 20.0 * planner.lanes if node.op in LIBM else 0.5
-    return 0.5
+        if node.op in SPECIAL:
+            return SPECIAL_CYCLES
+        return LIBM_CYCLES * planner.lanes if node.op in LIBM else INSTRUCTION_CYCLES
+    return INSTRUCTION_CYCLES
 
 
 def _in_even_groups(reductions: Sequence[Reduce]) -> list[list[Reduce]]:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, prod
 
-from wolong_fx.codegen.cpp.tiles import LIBM, SPECIAL, Planner, TilePlan
+from wolong_fx.codegen.cpp.tiles import (
+    INSTRUCTION_CYCLES,
+    LIBM,
+    LIBM_CYCLES,
+    SPECIAL,
+    Planner,
+    TilePlan,
+)
 from wolong_fx.ir.expr import Binary, Cast, Expr, Load, Reduce, Unary, Where, walk
 
 IN_FLIGHT = 8
@@ -17,9 +24,6 @@ BLOCK_INSTRUCTIONS = 40.0
 
 ACROSS_INSTRUCTIONS = 5.0
 """To add up the lanes of a vector, for each result of a dot that vectors run along."""
-
-LIBM_CYCLES = 20.0
-"""Of a function that is called for each element."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +86,16 @@ class _Counter:
     def _cycles(self, node: Expr) -> float:
         if isinstance(node, Load):
             irregular = self.analysis.lane_stride(node.access, self.planner.plan.span) not in (0, 1)
-            return self._times(node) if irregular else 0.5 * self._vectors(node)
+            return self._times(node) if irregular else INSTRUCTION_CYCLES * self._vectors(node)
         if _is_function(node, LIBM):
             return LIBM_CYCLES * self._times(node)
         if isinstance(node, Reduce):
             return self._vectors(node)
         is_cheap = isinstance(node, Unary | Binary | Cast | Where) and not _is_function(node, SPECIAL)
-        return 0.5 * self._vectors(node) if is_cheap else 0.0
+        return INSTRUCTION_CYCLES * self._vectors(node) if is_cheap else 0.0
 
     def _block_cycles(self) -> float:
-        stored = 0.5 * len(self.op.stores) * self.op.points / self.planner.lanes
+        stored = INSTRUCTION_CYCLES * len(self.op.stores) * self.op.points / self.planner.lanes
         return stored + BLOCK_INSTRUCTIONS * self.op.virtual_blocks
 
     def _across(self, dot: Reduce) -> float:
