@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,9 @@ def test_every_example_of_the_help_can_be_parsed():
     assert len(examples) > 2
     for example in examples:
         assert callable(build_parser().parse_args(example.split()).run)
+
+
+def test_a_reader_who_has_enough_is_no_failure():
+    command = f"'{sys.executable}' -P -m wolong_fx.cli options | true"
+    ended = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
