@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import wolong_fx
+from wolong_fx._torch_compat import fake_mode
 from wolong_fx.codegen import library_matmuls
 from wolong_fx.codegen.library_matmuls import NATIVE, predict_bfloat16, why_left_to_library
 from wolong_fx.runtime.machine_costs import usual_costs
@@ -85,3 +86,41 @@ def test_a_model_around_one_runs_in_kernels_before_and_after_it_and_the_ledger_s
     stats = wolong_fx.stats(optimized)
     assert any(reason.startswith("left to the library") for reason in stats.fallbacks)
     assert stats.launches["inference"] == 2
+
+
+# ---- on a GPU, by what its data sheet says
+
+
+def gpu_matmul(m: int, k: int, n: int, dtype: torch.dtype) -> torch.fx.Node:
+    with fake_mode():
+        node = matmul(m, k, n, dtype)
+        for each in node.graph.nodes:
+            each.meta["val"] = torch.empty(each.meta["val"].shape, dtype=dtype, device="cuda")
+    return node
+
+
+@pytest.fixture
+def tf32():
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_large_one_for_tensor_cores_is_left_to_the_library_of_a_gpu(dtype):
+    assert "left to the library" in (why_left_to_library(gpu_matmul(4096, 4096, 4096, dtype)) or "")
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 1024, 4096), (16, 256, 1024), (80, 256, 1024), (256, 512, 512)]
+)
+def test_one_that_takes_no_longer_than_a_launch_stays_in_the_kernel_on_a_gpu(m, k, n):
+    assert why_left_to_library(gpu_matmul(m, k, n, torch.bfloat16)) is None
+
+
+def test_of_float32_a_gpu_has_tensor_cores_only_where_the_settings_say_so(tf32):
+    large = gpu_matmul(4096, 4096, 4096, torch.float32)
+    assert why_left_to_library(large) is not None
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    assert why_left_to_library(large) is None

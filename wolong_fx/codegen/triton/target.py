@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from wolong_fx.codegen.cost_model import Forecast
 from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.triton.emitter import TritonSource, emit_program
 from wolong_fx.codegen.triton.gpu_costs import USUAL, GpuCosts
+from wolong_fx.codegen.triton.precision import float32_precision
 from wolong_fx.codegen.triton.tiles import choose_tile
 from wolong_fx.ir.happens_before import Owner
 from wolong_fx.ir.program import OpInst, Program
@@ -29,7 +28,7 @@ class TritonTarget:
     @classmethod
     def of_settings(cls) -> TritonTarget:
         """The target with the precision that torch's own products of float32 matrices have now."""
-        return cls("tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee")
+        return cls(float32_precision())
 
     @property
     def costs(self) -> GpuCosts:

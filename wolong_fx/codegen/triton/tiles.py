@@ -140,6 +140,17 @@ def _pointwise(work: Work, costs: GpuCosts) -> tuple[int, int]:
     return min(max(1, room // lanes), _up(work.rows)), lanes
 
 
+def predict_product(
+    rows: int, lanes: int, extent: int, others: int, dtype: DType, costs: GpuCosts, precision: str
+) -> float:
+    """Seconds of `others` products of matrices, rows x extent by extent x lanes, in a kernel of ours."""
+    left = Read(dtype.bytes, True, False, extent, "reduced", False)
+    right = Read(dtype.bytes, False, True, extent, "lane", False)
+    is_narrow = dtype in (DType.BF16, DType.F16)
+    work = Work(rows, lanes, others, (left, right), (Sum(extent, True, True, True, is_narrow),))
+    return predict_stage(work, *_cut(work, costs, precision), costs, precision)
+
+
 def _candidates(work: Work, precision: str) -> Iterator[tuple[int, int]]:
     accumulators = len(work.sums)
     is_exact = precision == "ieee" and not all(s.is_narrow for s in work.sums)
