@@ -16,7 +16,7 @@ from wolong_fx.ledger import Ledger
 from wolong_fx.passes.reroll import find_loops as search
 from wolong_fx.passes.reroll.check_loop import find_flaw
 from wolong_fx.passes.reroll.find_loops import find_loops
-from wolong_fx.passes.reroll.graph_arrays import number_graph
+from wolong_fx.passes.reroll.graph_arrays import _layout, number_graph, value_of
 from wolong_fx.passes.reroll.loop import Carried, Invariant, PerStep, SameStep
 from wolong_fx.passes.reroll.reroll import Reroll
 from wolong_fx.passes.verify import Promise, verify
@@ -316,6 +316,15 @@ def trace_recurrence(model, x):
         return trace_graph(
             lambda x, w: torch.func.functional_call(model, {"w": w}, (x,)), x, model.w.detach()
         )
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_calls_of_one_kind_have_results_of_one_layout(name):
+    """Of most calls the layout is concluded from those of their operands, not looked at."""
+    arrays = number_graph(graph_of(name)[0])
+    layouts = {}
+    for node, kind in zip(arrays.nodes, arrays.kinds, strict=True):
+        assert layouts.setdefault(kind, _layout(value_of(node))) == _layout(value_of(node))
 
 
 # --- the proof

@@ -87,8 +87,8 @@ def number_graph(graph_module: GraphModule) -> GraphArrays:
     nodes = [node for node in graph.nodes if node.op != "output"]
     number_of = {node: number for number, node in enumerate(nodes)}
     calls = list(map(_read_call, nodes))
-    kinds = _Kinds.of(nodes, calls)
     operands = [tuple([number_of[node] for node in call.operands]) for call in calls]
+    kinds = _Kinds.of(nodes, calls, operands)
     returned = [number_of[node] for node in graph.output_node().all_input_nodes]
     leaf = bytearray(kinds.all(_is_leaf))
     draws = [number for number, draws in enumerate(kinds.all(_is_drawing)) if draws]
@@ -118,9 +118,10 @@ class _Kinds(NamedTuple):
     firsts: list[Node]
 
     @classmethod
-    def of(cls, nodes: Sequence[Node], calls: Sequence[_Call]) -> _Kinds:
+    def of(cls, nodes: Sequence[Node], calls: Sequence[_Call], operands: Sequence[tuple[int, ...]]) -> _Kinds:
         known: dict[object, int] = {}
-        keys = [(call.template, _layout(value_of(node))) for node, call in zip(nodes, calls, strict=True)]
+        layouts = _find_layouts(nodes, calls, operands)
+        keys = zip([call.template for call in calls], layouts, strict=True)
         numbers = [known.setdefault(key, len(known)) for key in keys]
         first_of = dict(zip(reversed(numbers), reversed(nodes), strict=True))
         return cls(numbers, [first_of[kind] for kind in range(len(known))])
@@ -129,6 +130,26 @@ class _Kinds(NamedTuple):
         """A fact of kinds, of every node."""
         facts = list(map(is_so, self.firsts))
         return [facts[kind] for kind in self.numbers]
+
+
+def _find_layouts(
+    nodes: Sequence[Node], calls: Sequence[_Call], operands: Sequence[tuple[int, ...]]
+) -> list[int]:
+    """An integer a node, equal for results of one layout.
+
+    One call on operands of one layout has results of one layout; it is looked at where such a call is first
+    met, and of leaves and readings at each: to ask a fake tensor costs most of reading a graph.
+    """
+    known: dict[object, int] = {}
+    met: dict[object, int] = {}
+    layouts: list[int] = []
+    for node, call, read in zip(nodes, calls, operands, strict=True):
+        key = (call.template, *[layouts[operand] for operand in read]) if read and not call.numbers else node
+        layout = met.get(key)
+        if layout is None:
+            layout = met[key] = known.setdefault(_layout(value_of(node)), len(known))
+        layouts.append(layout)
+    return layouts
 
 
 class _Call(NamedTuple):
