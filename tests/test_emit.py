@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ from torch import nn
 
 from wolong_fx.cli import main
 from wolong_fx.emit import emission_screen, emit_model, find_model, make_input
-from wolong_fx.errors import BadInputText, ModelNotFound
-from wolong_fx.runtime.gpu import ARCHITECTURES
+from wolong_fx.errors import BadInputText, InputsNotTaken, ModelNotFound
+from wolong_fx.runtime.gpu import ARCHITECTURES, build
 
 H200 = ARCHITECTURES["sm_90"]
 STEPS = 6
@@ -77,6 +78,33 @@ def test_the_command_prints_the_keys_that_programs_rely_on(tmp_path, monkeypatch
 def test_a_name_without_a_model_is_a_clear_error(words):
     with pytest.raises(ModelNotFound, match=words):
         find_model(words)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "because"),
+    [
+        (["6x2x7"], "float32 6x2x7, eagerly too: RuntimeError: mat1 and mat2 shapes"),
+        (["6x2x8:int64"], "int64 6x2x8, eagerly too: RuntimeError"),
+        ([], "no input, eagerly too: TypeError"),
+        (["6x2x8", "1"], "TypeError: .*forward.. takes 2 positional arguments"),
+    ],
+)
+def test_inputs_that_the_model_does_not_take_are_a_clear_error(shapes, because):
+    with pytest.raises(InputsNotTaken, match=because):
+        emit_model(Recurrent(), [make_input(s) for s in shapes], target="reference", architecture=H200)
+
+
+def test_a_kernel_that_triton_cannot_compile_is_shown_without_figures_and_with_the_reason(
+    tmp_path, monkeypatch
+):
+    worker = tmp_path / "worker.py"
+    worker.write_text("import os, sys\nsys.stdin.read()\nos.abort()")
+    monkeypatch.setattr(build, "WORKER", worker)
+    emission = emit_model(Recurrent(), inputs(), architecture=H200)
+    (kernel,) = emission.kernels
+    assert "@triton.jit" in kernel.source and kernel.registers is None and kernel.resident_blocks is None
+    (reason,) = emission.fallbacks
+    assert "SIGABRT" in reason and re.search(r"wolong_fx-\w+\.py", reason)
 
 
 @pytest.mark.parametrize("words", ["", "4*4", "4x-1", "4x4:text", "4x4:nn"])

@@ -80,6 +80,11 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
         "cannot make model 'a:B': no. Write it as package.module:Name, where Name is a module, or a class or "
         "function that makes one without arguments.",
     ),
+    "InputsNotTaken": (
+        {"inputs": "float32 4x7", "because": "ValueError: no"},
+        "the model fails on float32 4x7, eagerly too: ValueError: no. Give --input once for each argument of "
+        "its forward.",
+    ),
     "BadInputText": (
         {"text": "4*4", "example": "4x4"},
         "cannot read input '4*4': write its shape, and its dtype unless float32: 4x4.",

@@ -20,7 +20,7 @@ from wolong_fx.codegen.loops import Element
 from wolong_fx.codegen.targets import Emitter, compile_for, find_target
 from wolong_fx.codegen.triton.fit import fit_program
 from wolong_fx.codegen.triton.target import TritonTarget
-from wolong_fx.errors import BadInputText, ModelNotFound, TritonFailed
+from wolong_fx.errors import BadInputText, InputsNotTaken, ModelNotFound, TritonFailed
 from wolong_fx.ir.happens_before import Owner
 from wolong_fx.ir.program import Item, Loop, OpInst, Program
 from wolong_fx.ir.types import Buffer
@@ -100,15 +100,19 @@ def emit_model(
 def trace_model(
     model: nn.Module, inputs: Sequence[Tensor], *, target: str = "triton", trains: bool = False
 ) -> Traced:
-    """The programs of a model for these inputs, none of them emitted; else as emit_model."""
+    """The programs of a model for these inputs, none of them emitted; else as emit_model.
+
+    Raises InputsNotTaken when the model fails without us too.
+    """
     collector = _Collector(_target_of(target))
     record = Record()
-    with compile_for(collector):
-        compiled = torch.compile(model, backend=Backend(Options.of(min_ops=1), record))
-        with torch.set_grad_enabled(trains):
-            results = compiled(*inputs)
-            if trains:
-                _differentiate(results)
+    compiled = torch.compile(model, backend=Backend(Options.of(min_ops=1), record), dynamic=False)
+    try:
+        with compile_for(collector):
+            _call(compiled, inputs, trains)
+    except Exception:
+        _call_eagerly(model, inputs, trains)
+        raise
     return Traced(collector.programs, collector.inner, _fallbacks(record))
 
 
@@ -116,6 +120,23 @@ def _target_of(name: str) -> Emitter:
     if name == "triton":
         return TritonTarget.of_settings()
     return find_target(Options.of(target="cpu" if name == "cpp" else name))
+
+
+def _call(model: Callable[..., object], inputs: Sequence[Tensor], trains: bool) -> None:
+    with torch.set_grad_enabled(trains):
+        results = model(*inputs)
+        if trains:
+            _differentiate(results)
+
+
+def _call_eagerly(model: nn.Module, inputs: Sequence[Tensor], trains: bool) -> None:
+    """Raise InputsNotTaken if the model itself is what fails."""
+    try:
+        _call(model, inputs, trains)
+    except Exception as error:
+        shown = ", ".join(f"{x.dtype} {'x'.join(map(str, x.shape))}".removeprefix("torch.") for x in inputs)
+        because = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
+        raise InputsNotTaken(inputs=shown or "no input", because=because) from error
 
 
 def _differentiate(results: object) -> None:

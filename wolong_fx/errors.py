@@ -108,6 +108,12 @@ class ModelNotFound(WolongError):
     )
 
 
+class InputsNotTaken(WolongError):
+    """A model that fails in eager mode on the inputs that it was to be compiled for."""
+
+    template = "the model fails on {inputs}, eagerly too: {because}. Give --input once for each argument of its forward."
+
+
 class BadInputText(WolongError):
     """The command line describes an input in a way that cannot be read."""
 
@@ -162,7 +168,9 @@ class NoGpuHere(WolongError):
 class NoTarget(WolongError):
     """Tensors live where the target that was asked for does not."""
 
-    template = "target={target!r} has no kernels for {device}; what lives there runs eagerly. target='auto' has."
+    template = (
+        "target={target!r} has no kernels for {device}; what lives there runs eagerly. target='auto' has."
+    )
 
 
 class NoGpu(WolongError):
