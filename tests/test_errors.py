@@ -83,7 +83,7 @@ MESSAGES: dict[str, tuple[dict[str, object], str]] = {
     "InputsNotTaken": (
         {"inputs": "float32 4x7", "because": "ValueError: no"},
         "the model fails on float32 4x7, eagerly too: ValueError: no. Give --input once for each argument of "
-        "its forward.",
+        "the model.",
     ),
     "BadInputText": (
         {"text": "4*4", "example": "4x4"},
