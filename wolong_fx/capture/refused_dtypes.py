@@ -27,13 +27,21 @@ def find_refused_dtypes(gm: GraphModule) -> str | None:
     Asked about are torch's own operators on operands of more than one dtype, each kind once. A graph that
     turns autocast on is not looked at: dtypes of operands say little there.
     """
-    if any(getattr(node.target, "__name__", "") == "_enter_autocast" for node in gm.graph.nodes):
+    if not _has_several_dtypes(gm) or any(
+        getattr(node.target, "__name__", "") == "_enter_autocast" for node in gm.graph.nodes
+    ):
         return None
     calls = {key: node for node in gm.graph.nodes if (key := _mixed_call(node)) is not None}
     if not calls:
         return None
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _torch_compat.outside_fake_mode():
         return next((because for node in calls.values() if (because := _find_refusal(node))), None)
+
+
+def _has_several_dtypes(gm: GraphModule) -> bool:
+    """Nearly no graph has; what follows costs much more than this."""
+    values = (node.meta.get("example_value") for node in gm.graph.nodes)
+    return len({value.dtype for value in values if isinstance(value, Tensor)}) > 1
 
 
 def _mixed_call(node: Node) -> object:
