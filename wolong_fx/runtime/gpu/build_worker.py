@@ -50,9 +50,9 @@ def _compile(module: str, capability: int, folder: Path) -> dict[str, Any]:
 
 
 def _described(error: BaseException) -> str:
-    """An error and what it came from: Triton's own says where, the one below it says what."""
+    """What an error came from, and then the error: Triton's own says where, the one below it says what."""
     text = f"{type(error).__name__}: {str(error).strip()[-SHOWN:]}"
-    return f"{text}: {_described(error.__cause__)}" if error.__cause__ else text
+    return f"{_described(error.__cause__)}; {text}" if error.__cause__ else text
 
 
 def _load(text: str, path: Path) -> ModuleType:
