@@ -111,7 +111,10 @@ class ModelNotFound(WolongError):
 class InputsNotTaken(WolongError):
     """A model that fails in eager mode on the inputs that it was to be compiled for."""
 
-    template = "the model fails on {inputs}, eagerly too: {because}. Give --input once for each argument of the model."
+    template = (
+        "the model fails on {inputs}, eagerly too: {because}. "
+        "Give --input once for each argument of the model."
+    )
 
 
 class BadInputText(WolongError):
