@@ -263,7 +263,8 @@ OVERLOADS = {
     aten.ones.default: lambda x, y, i: ([2, 3],),
     aten.ones_like.default: lambda x, y, i: (x,),
     aten.pow.Scalar: lambda x, y, i: (2.5, x),
-    aten.prod.default: lambda x, y, i: (x,),
+    # Of few factors: every one may cost half a unit in the last place, and eager may be exact by luck.
+    aten.prod.default: lambda x, y, i: (("select", x, 0),),
     aten.reshape.default: lambda x, y, i: (x, [6, -1]),
     aten.rsub.Scalar: lambda x, y, i: (x, 2, 3),
     aten.rsub.Tensor: lambda x, y, i: (x, y),
@@ -333,14 +334,14 @@ def overload_graph():
     return builder, results, [x, y, i]
 
 
-@pytest.mark.parametrize("target", ["reference", pytest.param("cpu", marks=pytest.mark.cpu)])
+@pytest.mark.parametrize("target", ["reference", pytest.param("cpu", marks=pytest.mark.cpu), "triton"])
 def test_overloads_agree_with_eager(target):
     builder, results, inputs = overload_graph()
     builder.graph.output(tuple(results))
     gm = torch.fx.GraphModule({}, builder.graph)
     gm.graph.output_node().meta["val"] = tuple(r.meta["val"] for r in results)
-    kernel = compile_partition(gm, Options.of(target=target, threads=1), Ledger())
-    for node, ours, eager in zip(results, kernel.launch(inputs), gm(*inputs), strict=True):
+    found = run_on(target, gm, inputs)
+    for node, ours, eager in zip(results, found, gm(*inputs), strict=True):
         assert_results_close(ours, eager, widened(eager), cancels=True, what=str(node))
 
 
