@@ -42,7 +42,6 @@ def _row(batch: int, dry: bool) -> GpuRow:
         batch,
         is_training=True,
         beside=ALL,
-        limit_launches=2,
     )
 
 
