@@ -16,6 +16,7 @@ from wolong_fx.errors import NoGpu, NoTarget
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
 from wolong_fx.passes.cut_partitions import is_partition
+from wolong_fx.runtime.gpu.cuda_device import find_cuda_device
 from wolong_fx.testing.fake_device import FakeDevice, FakeTarget
 from wolong_fx.testing.versus_eager import check_inference, check_training
 
@@ -107,8 +108,9 @@ def test_a_target_that_is_asked_for_leaves_other_devices_to_torch(target, device
         find_target(Options(target=target), device)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_without_a_gpu_its_target_says_so():
+def test_without_a_gpu_its_target_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    find_cuda_device.cache_clear()
     with pytest.raises(NoGpu, match="this torch sees no CUDA device"):
         find_target(Options(), CUDA)
 

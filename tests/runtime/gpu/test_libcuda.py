@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from triton.backends.nvidia import driver as nvidia
 
 from wolong_fx.errors import DriverFailed, NoGpu
 from wolong_fx.runtime.compiler import get_compiler
@@ -44,7 +45,7 @@ class Stub:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    headers = pytest.importorskip("triton.backends.nvidia.driver").include_dirs
+    headers = nvidia.include_dirs
     path = tmp_path_factory.mktemp("stub") / "libcuda.so"
     includes = [f"-I{folder}" for folder in headers]
     command = [*get_compiler().command, "-shared", "-fPIC", *includes, str(SOURCE), "-o", str(path)]
@@ -157,7 +158,7 @@ def test_numbers_are_those_of_the_header(built, tmp_path):
         "CUDA_ERROR_INVALID_CONTEXT": libcuda.INVALID_CONTEXT,
         "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE": libcuda.COOPERATIVE_LAUNCH_TOO_LARGE,
     }
-    headers = pytest.importorskip("triton.backends.nvidia.driver").include_dirs
+    headers = nvidia.include_dirs
     checks = "".join(f"static_assert({name} == {number});\n" for name, number in names.items())
     source = tmp_path / "numbers.cpp"
     source.write_text(f"#include <cuda.h>\n{checks}")
