@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -51,6 +52,14 @@ def test_the_grid_is_what_has_work_and_is_resident(load, is_right, multiprocesso
     assert device.launches[0].blocks == blocks == device.built[-1].blocks
     report = kernel.report()
     assert (report.grid, report.resident_blocks, report.wanted_blocks) == (blocks, multiprocessors * fit, 4)
+
+
+def test_a_grid_that_fits_only_as_another_grid_is_given_up(load, is_right, monkeypatch):
+    device, answers = FakeDevice(), itertools.cycle([4, 3])  # a kernel for 4 blocks fits 3 times, and back
+    monkeypatch.setattr(device, "resident_blocks", lambda *_: next(answers))
+    kernel = load(CHAIN, device)
+    assert kernel.report().form == "staged"
+    assert is_right(CHAIN, kernel.launch(inputs_of(CHAIN)))
 
 
 def test_a_program_whose_blocks_never_meet_is_no_cooperative_launch(load, is_right):
@@ -131,6 +140,16 @@ def test_a_failed_check_is_told_by_the_next_call_and_then_forgotten(load, is_rig
     with pytest.raises(KernelCheckFailed) as found:
         kernel.launch(good)
     assert isinstance(found.value, IndexError)
+    assert is_right(program, kernel.launch(good))
+
+
+def test_after_a_failed_check_words_are_fresh(load, is_right):
+    program, device = embedding(), FakeDevice()
+    kernel, good = load(program, device), inputs_of(program)
+    kernel.launch([x if x.is_floating_point() else torch.full_like(x, 1000) for x in good])
+    kernel._words._of_stream[0].fill_(7)
+    with pytest.raises(KernelCheckFailed):
+        kernel.launch(good)
     assert is_right(program, kernel.launch(good))
 
 
