@@ -26,8 +26,9 @@ from wolong_fx.codegen.targets import CppTarget
 from wolong_fx.ir.program import Program
 from wolong_fx.options import Options
 from wolong_fx.report.measure import add_output_arguments, machine, publish
-from wolong_fx.runtime import Kernel, choose_isa, machine_costs, team_size
+from wolong_fx.runtime import Kernel, machine_costs, team_size
 from wolong_fx.runtime.team import FOREVER
+from wolong_fx.toolchain import choose_isa
 
 SECONDS = 0.15
 """Of launches, for each kernel and number of threads."""

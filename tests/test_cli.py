@@ -11,7 +11,7 @@ import pytest
 import wolong_fx
 from wolong_fx.cli import build_parser, main
 from wolong_fx.options import Options, option_table
-from wolong_fx.runtime.cache import KernelCache
+from wolong_fx.toolchain.cache import KernelCache
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from wolong_fx import codegen, pipeline
 from wolong_fx.errors import UnknownPass, UnsupportedOperator
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
-from wolong_fx.runtime import Executor, notices
+from wolong_fx.runtime import Executor
 from wolong_fx.testing.graphs import has_same_bits, random_graph, trace_graph
+from wolong_fx.toolchain import notices
 
 aten = torch.ops.aten
 

@@ -20,7 +20,7 @@ from wolong_fx.options import Options, option_table
 from wolong_fx.report.measure import add_output_arguments, publish
 
 if TYPE_CHECKING:
-    from wolong_fx.runtime.cache import KernelCache
+    from wolong_fx.toolchain.cache import KernelCache
 
 _EXAMPLES = """\
 examples:
@@ -262,7 +262,7 @@ def emit_kernels(arguments: argparse.Namespace) -> None:
 
 
 def _cache(**given: object) -> KernelCache:
-    from wolong_fx.runtime.cache import KernelCache
+    from wolong_fx.toolchain.cache import KernelCache
 
     return KernelCache.of(Options.of(where="the command line", **given))
 

@@ -44,7 +44,7 @@ from wolong_fx.passes.values import (
     is_number_like,
     value_of,
 )
-from wolong_fx.runtime import warn_once
+from wolong_fx.toolchain import warn_once
 
 logger = logging.getLogger("wolong_fx")
 

@@ -23,10 +23,11 @@ from wolong_fx.ir.program import Loop, OpInst, Program, Stage, Store
 from wolong_fx.ir.types import Buffer, BufferKind, DType
 from wolong_fx.ledger import LaunchTime
 from wolong_fx.options import Options
-from wolong_fx.runtime import choose_isa, team_size
+from wolong_fx.runtime import team_size
 from wolong_fx.runtime.machine_costs import keep_costs, usual_costs
 from wolong_fx.testing.kernels import with_chosen_tiles
 from wolong_fx.testing.programs import ProgramBuilder, add, at, dot, load, operator
+from wolong_fx.toolchain import choose_isa
 
 COSTS = usual_costs("avx512", 2, {"l1_bytes": 32 << 10, "l2_bytes": 1 << 20, "l3_bytes": 32 << 20})
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from wolong_fx.options import Options
-from wolong_fx.runtime import KernelImage, notices
+from wolong_fx.runtime import KernelImage
+from wolong_fx.toolchain import notices
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pytest
 
 from wolong_fx.errors import CompilerFailed, NoCompiler
 from wolong_fx.options import Options
-from wolong_fx.runtime import cache as cache_module
-from wolong_fx.runtime.cache import KernelCache, build_private, cache_key
-from wolong_fx.runtime.compiler import build_library
-from wolong_fx.runtime.sealed_file import is_sealed, seal
+from wolong_fx.toolchain import cache as cache_module
+from wolong_fx.toolchain.cache import KernelCache, build_private, cache_key
+from wolong_fx.toolchain.compiler import build_library
+from wolong_fx.toolchain.sealed_file import is_sealed, seal
 
 KEY = "ab" * 32
 
@@ -245,7 +245,7 @@ def test_a_disk_that_fills_up_at_any_step_costs_the_cache_not_the_kernel(cache, 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"wolong_fx.runtime.cache.{step}", full)
+    monkeypatch.setattr(f"wolong_fx.toolchain.cache.{step}", full)
     assert cache.fetch(KEY, answering(1), ask) == 1
     assert len(warnings()) == 1
     assert list((cache.directory / "tmp").iterdir()) == []

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from wolong_fx.runtime import KernelCache, load_kernel
-from wolong_fx.runtime.compiler import build_library
-from wolong_fx.runtime.sealed_file import is_sealed
+from wolong_fx.runtime import load_kernel
 from wolong_fx.testing.handwritten import add_then_reverse
+from wolong_fx.toolchain import KernelCache
+from wolong_fx.toolchain.compiler import build_library
+from wolong_fx.toolchain.sealed_file import is_sealed
 
 pytestmark = pytest.mark.cpu
 
@@ -113,7 +114,7 @@ def test_a_builder_that_never_ends_is_not_waited_for_for_ever(child, options, mo
     builder = child(lambda: bool(cache.fetch(key, lambda d: build_library(source, (), d), str)))
     wait_for(stuck_compiler)
     monkeypatch.delenv("CXX")
-    monkeypatch.setattr("wolong_fx.runtime.cache._PATIENCE", 0.2)
+    monkeypatch.setattr("wolong_fx.toolchain.cache._PATIENCE", 0.2)
     assert "wolong_fx-" in cache.fetch(key, lambda d: build_library(source, (), d), str)
     builder.kill()
     os.kill(int(stuck_compiler.read_text()), 9)

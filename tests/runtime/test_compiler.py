@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from wolong_fx.errors import CompilerFailed, CompilerTookTooLong, IsaNotHere, NoCompiler
-from wolong_fx.runtime import choose_isa, isa, isa_flags
-from wolong_fx.runtime.compiler import build_library, compiler_version, find_compiler, get_compiler
+from wolong_fx.toolchain import choose_isa, isa, isa_flags
+from wolong_fx.toolchain.compiler import build_library, compiler_version, find_compiler, get_compiler
 
 EMPTY = 'extern "C" int answer() { return 42; }'
 

@@ -11,7 +11,6 @@ import pytest
 
 from wolong_fx.options import Options
 from wolong_fx.runtime.calibrate import FIGURES, calibrate
-from wolong_fx.runtime.isa import NEEDS
 from wolong_fx.runtime.machine_costs import (
     LIMITS,
     MachineCosts,
@@ -22,6 +21,7 @@ from wolong_fx.runtime.machine_costs import (
     machine_costs,
     usual_costs,
 )
+from wolong_fx.toolchain.isa import NEEDS
 
 USUAL = usual_costs("portable", 2, {})
 

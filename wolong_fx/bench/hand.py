@@ -13,8 +13,8 @@ from torch import Tensor
 
 from wolong_fx.bench.job import Contender, ContenderMissing
 from wolong_fx.errors import WolongError
-from wolong_fx.runtime.compiler import build_library
 from wolong_fx.testing.models import GateLSTM
+from wolong_fx.toolchain.compiler import build_library
 
 FLAGS = ("-O3", "-march=native", "-fopenmp")
 

@@ -18,9 +18,10 @@ from wolong_fx.codegen.triton.gpu_costs import USUAL, GpuCosts
 from wolong_fx.codegen.triton.precision import float32_precision
 from wolong_fx.codegen.triton.tiles import predict_product
 from wolong_fx.ir.types import DType
-from wolong_fx.runtime import MachineCosts, choose_isa, team_size
-from wolong_fx.runtime.isa import processor_flags
+from wolong_fx.runtime import MachineCosts, team_size
 from wolong_fx.runtime.machine_costs import usual_costs
+from wolong_fx.toolchain import choose_isa
+from wolong_fx.toolchain.isa import processor_flags
 
 aten = torch.ops.aten
 

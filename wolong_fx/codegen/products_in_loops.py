@@ -12,8 +12,9 @@ from __future__ import annotations
 from functools import cache
 
 from wolong_fx.passes.loops.find_staying import Cost
-from wolong_fx.runtime import MachineCosts, choose_isa, team_size
+from wolong_fx.runtime import MachineCosts, team_size
 from wolong_fx.runtime.machine_costs import usual_costs
+from wolong_fx.toolchain import choose_isa
 
 HIDDEN = 2.5
 """Times as long as reading the weights takes must arithmetic take for the reading to cost next to nothing."""

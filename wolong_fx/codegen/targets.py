@@ -25,17 +25,10 @@ from wolong_fx.ir.program import OpInst, Program
 from wolong_fx.ir.text import print_program
 from wolong_fx.ir.types import Buffer, BufferKind
 from wolong_fx.options import Options
-from wolong_fx.runtime import (
-    KernelImage,
-    MachineCosts,
-    choose_isa,
-    isa_flags,
-    load_kernel,
-    machine_costs,
-    team_size,
-)
+from wolong_fx.runtime import KernelImage, MachineCosts, load_kernel, machine_costs, team_size
 from wolong_fx.runtime.gpu.cuda_device import find_cuda_device
 from wolong_fx.runtime.machine_costs import USUAL_COSTS
+from wolong_fx.toolchain import choose_isa, isa_flags
 
 CPU = torch.device("cpu")
 

@@ -1,12 +1,9 @@
 """Building, caching, loading and launching kernels; arenas and the executor of partitioned graphs."""
 
-from wolong_fx.runtime.cache import CacheInfo, KernelCache
 from wolong_fx.runtime.executor import CallStep, Executor, KernelStep, Shortcut, Slot, slots_in
 from wolong_fx.runtime.image import ABI_VERSION, ARENA_HEADER_BYTES, KernelImage, TensorSpec
-from wolong_fx.runtime.isa import choose_isa, isa_flags
 from wolong_fx.runtime.kernel import Kernel, load_kernel
 from wolong_fx.runtime.machine_costs import MachineCosts, machine_costs
-from wolong_fx.runtime.notices import warn_once
 from wolong_fx.runtime.resident import ResidentKernel, Wiring
 from wolong_fx.runtime.threads import team_size
 from wolong_fx.runtime.watch import Watch, is_watchable
@@ -14,11 +11,9 @@ from wolong_fx.runtime.watch import Watch, is_watchable
 __all__ = [
     "ABI_VERSION",
     "ARENA_HEADER_BYTES",
-    "CacheInfo",
     "CallStep",
     "Executor",
     "Kernel",
-    "KernelCache",
     "KernelImage",
     "KernelStep",
     "MachineCosts",
@@ -28,12 +23,9 @@ __all__ = [
     "TensorSpec",
     "Watch",
     "Wiring",
-    "choose_isa",
     "is_watchable",
-    "isa_flags",
     "load_kernel",
     "machine_costs",
     "slots_in",
     "team_size",
-    "warn_once",
 ]

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch  # noqa: F401  # its OpenMP runtime is the one whose regions are measured
 
 from wolong_fx.options import Options
-from wolong_fx.runtime.cache import KernelCache, cache_key
-from wolong_fx.runtime.compiler import build_library
-from wolong_fx.runtime.isa import choose_isa, isa_flags
 from wolong_fx.runtime.kernel import kernel_host
 from wolong_fx.runtime.machine_costs import MachineCosts, checked_costs, keep_costs, usual_costs
 from wolong_fx.runtime.openmp import find_openmp
 from wolong_fx.runtime.threads import team_size
+from wolong_fx.toolchain.cache import KernelCache, cache_key
+from wolong_fx.toolchain.compiler import build_library
+from wolong_fx.toolchain.isa import choose_isa, isa_flags
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 

@@ -21,9 +21,9 @@ import torch
 
 from wolong_fx import _torch_compat
 from wolong_fx.options import Options
-from wolong_fx.runtime.cache import KernelCache, cache_key
-from wolong_fx.runtime.compiler import build_library
 from wolong_fx.runtime.kernel import Helpers
+from wolong_fx.toolchain.cache import KernelCache, cache_key
+from wolong_fx.toolchain.compiler import build_library
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 NAME = "wolong_direct_call"

@@ -17,13 +17,13 @@ from torch import Tensor
 from wolong_fx.errors import KernelCheckFailed, KernelNotLoadable, StaleKernelInput, WrongKernelAbi
 from wolong_fx.options import Options
 from wolong_fx.runtime.arena import Arena
-from wolong_fx.runtime.cache import KernelCache, cache_key
-from wolong_fx.runtime.compiler import build_library
 from wolong_fx.runtime.image import ABI_VERSION, KernelImage, TensorSpec
-from wolong_fx.runtime.notices import warn_once
 from wolong_fx.runtime.openmp import OpenMP, find_openmp
 from wolong_fx.runtime.outputs import MakeAllocator, Outputs
 from wolong_fx.runtime.team import LoneRunner, TeamRunner
+from wolong_fx.toolchain.cache import KernelCache, cache_key
+from wolong_fx.toolchain.compiler import build_library
+from wolong_fx.toolchain.notices import warn_once
 
 _FIRST_TENSOR = 2
 """Position in the argument block: the arena and the constants come before."""

@@ -17,9 +17,9 @@ from types import MappingProxyType
 from typing import Any
 
 from wolong_fx.options import Options
-from wolong_fx.runtime.cache import KernelCache
-from wolong_fx.runtime.isa import NEEDS, processor_identity
-from wolong_fx.runtime.notices import warn_once
+from wolong_fx.toolchain.cache import KernelCache
+from wolong_fx.toolchain.isa import NEEDS, processor_identity
+from wolong_fx.toolchain.notices import warn_once
 
 FORMAT = 1
 """Of the file; part of its name, so that another format is another file."""

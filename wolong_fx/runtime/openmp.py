@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  its library has to be loaded before it can be found
 
-from wolong_fx.runtime.notices import warn_once
+from wolong_fx.toolchain.notices import warn_once
 
 _RUNTIME = re.compile(r"/lib(gomp|iomp5|omp)[-.][^/]*$")
 _TORCH = re.compile(r"/libtorch_cpu\.so[^/]*$")

@@ -19,8 +19,8 @@ from torch import Tensor
 from wolong_fx import _torch_compat
 from wolong_fx.errors import WolongError
 from wolong_fx.options import Options
-from wolong_fx.runtime.cache import KernelCache, cache_key
-from wolong_fx.runtime.compiler import build_library
+from wolong_fx.toolchain.cache import KernelCache, cache_key
+from wolong_fx.toolchain.compiler import build_library
 
 SAMPLES = 4
 """Words compared of each tensor, spread over it."""

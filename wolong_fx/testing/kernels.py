@@ -13,7 +13,8 @@ from wolong_fx.codegen.lower.value import TORCH_DTYPES
 from wolong_fx.ir.program import Item, Loop, OpInst, Program, Stage
 from wolong_fx.ir.types import BufferKind
 from wolong_fx.options import Options
-from wolong_fx.runtime import Kernel, KernelImage, TensorSpec, isa_flags, load_kernel
+from wolong_fx.runtime import Kernel, KernelImage, TensorSpec, load_kernel
+from wolong_fx.toolchain import isa_flags
 
 
 def map_ops(program: Program, change: Callable[[OpInst], OpInst]) -> Program:

@@ -19,10 +19,11 @@ from wolong_fx.codegen.cpp.traffic import ops_in, touched_bytes
 from wolong_fx.ir.program import Loop, Program
 from wolong_fx.ir.types import BufferKind
 from wolong_fx.options import Options
-from wolong_fx.runtime import Kernel, isa_flags, load_kernel
-from wolong_fx.runtime.compiler import COMMON_FLAGS, get_compiler
+from wolong_fx.runtime import Kernel, load_kernel
 from wolong_fx.testing.kernels import build_kernel, image_of, with_chosen_tiles
 from wolong_fx.testing.programs import TYPICAL, inputs_of, random_program, recurrence
+from wolong_fx.toolchain import isa_flags
+from wolong_fx.toolchain.compiler import COMMON_FLAGS, get_compiler
 
 pytestmark = pytest.mark.cpu
 
@@ -60,7 +61,7 @@ def test_a_kernel_cut_for_a_team_runs_on_one_thread(core_cache_bytes):
 
 def library_run(kernel: object, block: object) -> int:
     import wolong_fx.runtime.kernel as runtime_kernel
-    from wolong_fx.runtime.cache import cache_key
+    from wolong_fx.toolchain.cache import cache_key
 
     image = kernel.image  # type: ignore[attr-defined]
     return runtime_kernel._libraries[cache_key(image.source, image.flags)].wolong_run(block, 1, 0)

@@ -10,10 +10,10 @@ from wolong_fx.codegen.reference import run_program
 from wolong_fx.codegen.triton.image import gpu_image_of
 from wolong_fx.ir.program import Program
 from wolong_fx.options import Options
-from wolong_fx.runtime import notices
 from wolong_fx.runtime.gpu.kernel import GpuKernel, load_gpu_kernel
 from wolong_fx.testing.fake_device import FakeDevice
 from wolong_fx.testing.programs import inputs_of
+from wolong_fx.toolchain import notices
 
 Load = Callable[[Program, FakeDevice], GpuKernel]
 

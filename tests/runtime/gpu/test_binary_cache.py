@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from wolong_fx.errors import TritonFailed
-from wolong_fx.runtime.cache import KernelCache
 from wolong_fx.runtime.gpu import ARCHITECTURES, TritonBinary, TritonImage, binary_cache
 from wolong_fx.runtime.gpu.binary_cache import cached_binary
+from wolong_fx.toolchain.cache import KernelCache
 
 IMAGE = TritonImage("def wolong(): ...", (("tensor0", "*fp32"),), ARCHITECTURES["sm_90"], 8)
 

@@ -10,10 +10,10 @@ import pytest
 from triton.backends.nvidia import driver as nvidia
 
 from wolong_fx.errors import DriverFailed, NoGpu
-from wolong_fx.runtime.compiler import get_compiler
 from wolong_fx.runtime.gpu import libcuda
 from wolong_fx.runtime.gpu.device import KernelCall, NoRoom
 from wolong_fx.runtime.gpu.libcuda import LibCuda
+from wolong_fx.toolchain.compiler import get_compiler
 
 pytestmark = pytest.mark.cpu
 

@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from wolong_fx.options import Options
-from wolong_fx.runtime.cache import KernelCache
 from wolong_fx.runtime.gpu.build import TritonBinary, build_triton
 from wolong_fx.runtime.gpu.image import TritonImage
 from wolong_fx.runtime.gpu.standalone import standalone
+from wolong_fx.toolchain.cache import KernelCache
 
 FORMAT = 1
 """Of an entry: a pickled TritonBinary. It counts up when that changes."""

@@ -27,7 +27,7 @@ from wolong_fx.runtime.gpu.gpu_image import ARENA, CONSTANTS, FAILURE, FIRST_TEN
 from wolong_fx.runtime.gpu.words import Words
 from wolong_fx.runtime.image import TensorSpec
 from wolong_fx.runtime.kernel import Helpers, WriteAddresses, addresses_in_python
-from wolong_fx.runtime.notices import warn_once
+from wolong_fx.toolchain.notices import warn_once
 
 ALIGNMENT = 16
 """Bytes on which every tensor must begin: kernels load four floats at once."""

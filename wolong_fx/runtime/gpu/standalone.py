@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from pprint import pformat
 
-from wolong_fx.runtime.compiler import keep_source, kept_path
 from wolong_fx.runtime.gpu.image import TritonImage
+from wolong_fx.toolchain.compiler import keep_source, kept_path
 
 LIBRARY = Path(__file__).parents[2] / "codegen" / "triton"
 """Where the modules are that emitted text imports."""

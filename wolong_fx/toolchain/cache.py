@@ -20,16 +20,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
-from wolong_fx.options import Options
-from wolong_fx.runtime.compiler import COMMON_FLAGS, TIME_LIMIT, find_compiler
-from wolong_fx.runtime.image import ABI_VERSION
-from wolong_fx.runtime.isa import processor_identity
-from wolong_fx.runtime.notices import warn_once
-from wolong_fx.runtime.sealed_file import is_sealed, seal
+from wolong_fx.toolchain.compiler import COMMON_FLAGS, TIME_LIMIT, find_compiler
+from wolong_fx.toolchain.isa import processor_identity
+from wolong_fx.toolchain.notices import warn_once
+from wolong_fx.toolchain.sealed_file import is_sealed, seal
 
 Library = TypeVar("Library")
 Build = Callable[[Path], Path]
@@ -45,7 +43,7 @@ def cache_key(source: str, flags: Sequence[str]) -> str:
     The compiler is the other half of an entry's name: where none is installed, any compiler's entry will do.
     """
     native = any("native" in flag for flag in flags)
-    parts = (ABI_VERSION, source, COMMON_FLAGS, tuple(flags), processor_identity() if native else "")
+    parts = (source, COMMON_FLAGS, tuple(flags), processor_identity() if native else "")
     return sha256(repr(parts).encode()).hexdigest()
 
 
@@ -57,6 +55,16 @@ class CacheInfo:
     entries: int
     size_bytes: int
     cap_bytes: int
+
+
+class CacheOptions(Protocol):
+    """What options say of the cache; see Options."""
+
+    @property
+    def cache_dir(self) -> str: ...
+
+    @property
+    def cache_size_mb(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class KernelCache:
     triton: str = ""
 
     @classmethod
-    def of(cls, options: Options, *, triton: str = "") -> KernelCache:
+    def of(cls, options: CacheOptions, *, triton: str = "") -> KernelCache:
         directory = Path(options.cache_dir).expanduser() if options.cache_dir else _default_directory()
         return cls(directory, options.cache_size_mb * _MEGABYTE, triton)
 
@@ -205,6 +213,12 @@ def build_private(build: Build, load: Callable[[str], Library]) -> Library:
     """Build and load a kernel that no other process will see; nothing is left on the disk."""
     with tempfile.TemporaryDirectory(prefix="wolong_fx-") as directory:
         return load(str(build(Path(directory))))
+
+
+def shared_cache() -> KernelCache:
+    """The cache of those who have no options: where the environment, or the user's home, has it."""
+    chosen = os.environ.get("WOLONG_CACHE_DIR")
+    return KernelCache(Path(chosen).expanduser() if chosen else _default_directory())
 
 
 def _default_directory() -> Path:
