@@ -86,8 +86,16 @@ def test_a_barrier_pushes_writes_out_arrives_and_drops_what_is_cached(tmp_path):
     )
 
 
+def compiles(text: str, folder: Path) -> bool:
+    """Whether a kernel comes out; some versions of LLVM end the process over what they do not know."""
+    try:
+        return ".amdhsa_kernel wolong" in compile_all({"kernel": text}, folder)["kernel"]
+    except AssertionError:
+        return False
+
+
 def test_the_one_thread_form_of_the_barrier_is_nvidias_alone(tmp_path):
     mlp = TYPICAL["mlp"]()
     assert BARRIERS[1] not in emit_program(mlp).text
-    with pytest.raises(AssertionError, match="asm"):
-        compile_all({"mlp": module(mlp, BARRIERS[1], "gfx942")}, tmp_path)
+    assert compiles(module(mlp, BARRIERS[0], "gfx942"), tmp_path)
+    assert not compiles(module(mlp, BARRIERS[1], "gfx942"), tmp_path)
