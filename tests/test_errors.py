@@ -15,6 +15,11 @@ CATALOGUE = {c.__name__: c for c in vars(errors).values() if isinstance(c, type)
 
 # One row an error: the facts it is raised with and the whole message a person reads.
 MESSAGES: dict[str, tuple[dict[str, object], str]] = {
+    "TransportNotHere": (
+        {"transport": "shm", "because": "the ranks are on 2 hosts"},
+        "collectives cannot go over comm.transport='shm': the ranks are on 2 hosts; "
+        "WOLONG_COMM_TRANSPORT=auto takes what can be, and says what.",
+    ),
     "UnknownOption": (
         {"name": "tragte", "where": "options", "nearest": "target"},
         "unknown option 'tragte' in options; did you mean 'target'? `wolong options` lists all.",

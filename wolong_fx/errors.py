@@ -320,3 +320,12 @@ class UnexpectedGradient(WolongError, RuntimeError):
         "the gradient of a result of a compiled model is of type {found}, its backward takes plain dense "
         "tensors; detach the results that need no gradient, or give their gradients as dense tensors."
     )
+
+
+class TransportNotHere(WolongError):
+    """A transport that was asked for and cannot serve a group."""
+
+    template = (
+        "collectives cannot go over comm.transport={transport!r}: {because}; "
+        "WOLONG_COMM_TRANSPORT=auto takes what can be, and says what."
+    )
