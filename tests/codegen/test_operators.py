@@ -20,6 +20,7 @@ from wolong_fx.codegen.lower.registry import LOWERINGS
 from wolong_fx.codegen.reference import arithmetic
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
+from wolong_fx.testing.fenced import fenced
 from wolong_fx.testing.graphs import GraphBuilder
 from wolong_fx.testing.grid_simulator import simulate
 from wolong_fx.testing.oracle import assert_results_close, widened
@@ -136,7 +137,8 @@ def check(family, dtype, target):
 
 def run_on(target, gm, inputs):
     if target != "triton":
-        return compile_partition(gm, Options.of(target=target, threads=1), Ledger()).launch(inputs)
+        kernel = compile_partition(gm, Options.of(target=target, threads=1), Ledger())
+        return kernel.launch([fenced(x) for x in inputs] if target == "cpu" else inputs)
     program = build_programs(gm, Options.of(), Ledger(), triton.choose_tile).run
     return simulate(program, inputs, switching=0).outputs
 

@@ -14,6 +14,7 @@ from wolong_fx.codegen.served_dims import served_dims, serves_equally
 from wolong_fx.ir.expr import Reduce
 from wolong_fx.ledger import Ledger
 from wolong_fx.options import Options
+from wolong_fx.testing.fenced import fenced
 from wolong_fx.testing.oracle import assert_results_close, widened
 from wolong_fx.testing.tracing import trace_core
 
@@ -106,7 +107,7 @@ def close_to_float64(compiled, function, *inputs):
     """Rows far from zero: standardising them in bfloat16 is wrong by the rounding of a mean, in eager too."""
     exact = function(*map(widened, inputs))
     names = (*ROW_FUNCTIONS, "normalize")
-    for name, a, b, c in zip(names, compiled(*inputs), function(*inputs), exact, strict=True):
+    for name, a, b, c in zip(names, compiled(*map(fenced, inputs)), function(*inputs), exact, strict=True):
         if a.dtype == torch.float64:
             torch.testing.assert_close(a, c, rtol=1e-12, atol=1e-12, equal_nan=True, msg=name)
         else:

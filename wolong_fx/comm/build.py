@@ -20,7 +20,8 @@ from typing import TypeVar
 import torch
 from torch.utils import cpp_extension
 
-from wolong_fx.toolchain import build_library, cache_key, choose_isa, isa_flags, shared_cache
+from wolong_fx.comm.settings import CommSettings
+from wolong_fx.toolchain import KernelCache, build_library, cache_key, choose_isa, isa_flags
 
 CORE = Path(__file__).with_name("core")
 GLUE = "wolong_comm_glue"
@@ -81,7 +82,8 @@ def _fetch(name: str, flags: Sequence[str], load: Callable[[str], Library], noti
             print(f"wolong: {notice}", file=sys.stderr, flush=True)
         return build_library(source, flags, directory)
 
-    return shared_cache().fetch(cache_key(source, flags), build, load)
+    cache = KernelCache.of(CommSettings.from_environment())
+    return cache.fetch(cache_key(source, flags), build, load)
 
 
 def _import_glue(path: str) -> ModuleType:

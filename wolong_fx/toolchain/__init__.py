@@ -1,6 +1,6 @@
 """Building C++ and keeping what was built: the compiler, the processor's instructions, the cache."""
 
-from wolong_fx.toolchain.cache import CacheInfo, KernelCache, cache_key, shared_cache
+from wolong_fx.toolchain.cache import CacheInfo, KernelCache, cache_key
 from wolong_fx.toolchain.compiler import build_library
 from wolong_fx.toolchain.isa import choose_isa, isa_flags
 from wolong_fx.toolchain.notices import warn_once
@@ -12,6 +12,5 @@ __all__ = [
     "cache_key",
     "choose_isa",
     "isa_flags",
-    "shared_cache",
     "warn_once",
 ]

@@ -215,12 +215,6 @@ def build_private(build: Build, load: Callable[[str], Library]) -> Library:
         return load(str(build(Path(directory))))
 
 
-def shared_cache() -> KernelCache:
-    """The cache of those who have no options: where the environment, or the user's home, has it."""
-    chosen = os.environ.get("WOLONG_CACHE_DIR")
-    return KernelCache(Path(chosen).expanduser() if chosen else _default_directory())
-
-
 def _default_directory() -> Path:
     try:
         return Path.home() / ".cache" / "wolong_fx"

@@ -204,7 +204,7 @@ class Apart:
 
     def _let_go(self, row: _Row) -> None:
         assert row.process is not None and row.process.stdin is not None
-        with suppress(BrokenPipeError):  # it is gone, which reading from it will tell
+        with suppress(BrokenPipeError, ValueError):  # it is gone, which reading from it will tell
             row.process.stdin.write(b"go\n")
             row.process.stdin.flush()
 

@@ -39,6 +39,8 @@ class Context:
     inner: variables of the reductions around
     column: the point along the lane dimension, where lanes run along something else: its lane in a vector of
         points
+    guards: variables of the steps around that do not appear in positions, being 0 where the step is taken:
+        what reads memory stays inside it all the same, for blocks that do not take the step have less memory
     """
 
     env: dict[Var, Index]
@@ -48,6 +50,7 @@ class Context:
     cell: tuple[int, int] = (0, 0)
     inner: frozenset[Var] = frozenset()
     column: Index | None = None
+    guards: frozenset[Var] = frozenset()
 
     def inside(self, scopes: Scopes, env: dict[Var, Index], **changes: object) -> Context:
         return replace(self, scopes=scopes, env={**self.env, **env}, **changes)
@@ -67,9 +70,8 @@ class MemoryText:
         access = node.access
         place = self._place(access, gathered, ctx)
         inside = self._inside(access, ctx) if node.fill is not None else []
-        needs = place.needs.union(*(v.needs for v in inside)) | self.pinned.get(
-            id(access.buffer), frozenset()
-        )
+        pinned = self.pinned.get(id(access.buffer), frozenset())
+        needs = place.needs.union(pinned, ctx.guards, *(v.needs for v in inside))
         ok = _all([*place.checks, *inside], ctx)
         is_vector = ctx.lane in needs
         ragged = ctx.active if is_vector else None

@@ -150,7 +150,7 @@ class ReductionText:
 
     def _needs(self, group: Sequence[Reduce], ctx: Context) -> frozenset[Var]:
         free = frozenset[Var]().union(*(self.analysis.free[id(r)] for r in group))
-        needs = frozenset[Var]().union(*(ctx.env[v].variables() if v in ctx.env else {v} for v in free))
+        needs = ctx.guards.union(*(ctx.env[v].variables() if v in ctx.env else {v} for v in free))
         if ctx.active and ctx.lane in needs:
             needs |= ctx.active.needs
         if any(self.analysis.reads_written(r) for r in group):

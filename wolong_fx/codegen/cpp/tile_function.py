@@ -285,10 +285,16 @@ class TileFunctionText:
         if plan.row is not None:
             env[self.op.dims[plan.row].var] = self._position(plan.row, Index.of(self.y) * plan.rows + m)
         if self.lane_dim is None:
-            return Context(env, scopes, None, None, (m, j))
+            return Context(env, scopes, None, None, (m, j), guards=self._guards())
         at = Index.of(self.u) * plan.span + j * plan.lanes
         env[self.op.dims[self.lane_dim].var] = self._position(self.lane_dim, at + self.lane)
-        return Context(env, scopes, self.lane, self._active(at) if is_ragged else None, (m, j))
+        active = self._active(at) if is_ragged else None
+        return Context(env, scopes, self.lane, active, (m, j), guards=self._guards())
+
+    def _guards(self) -> frozenset[Var]:
+        """Variables of single steps that only some blocks take."""
+        steps = ((self.u, self._lane_cases()), (self.y, self._row_cases()))
+        return frozenset(var for var, cases in steps if var.extent == 1 and len(cases) > 1)
 
     def _active(self, at: Index) -> Active:
         assert self.lane_dim is not None
