@@ -57,6 +57,25 @@ def test_a_hang_is_told_at_the_timeout_and_the_late_one_hears_of_it():
         assert "rank 0 gave up" in late
 
 
+def waits_a_moment(peers):
+    total = torch.ones(50_000)
+    if peers.rank == 1:
+        time.sleep(1)
+    handle = dist.all_reduce(total, async_op=True)
+    message = ""
+    if peers.rank == 0:
+        message = failure_of(lambda: handle.wait(timedelta(milliseconds=100)))[0]
+    handle.wait()
+    return message, total[0].item()
+
+
+def test_who_waits_only_a_moment_may_wait_again():
+    with ranks_of(2) as ranks:
+        (message, first), (_, second) = ranks.run(waits_a_moment)
+    assert "all_reduce on rank 0 of 2 has not ended within the 100 ms" in message
+    assert first == second == 2
+
+
 def call_different_things(peers):
     if peers.rank == 0:
         return failure_of(lambda: dist.all_reduce(torch.ones(3)))[0]

@@ -2,6 +2,7 @@
 #pragma once
 #include <torch/csrc/distributed/c10d/Work.hpp>
 
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -53,8 +54,14 @@ class Work : public c10d::Work {
         return true;
     }
 
-    bool wait(std::chrono::milliseconds) override {
+    // A timeout ends the waiting, not the operation, which keeps its group's own.
+    bool wait(std::chrono::milliseconds timeout) override {
         std::lock_guard<std::mutex> guard(finishing_);
+        if (timeout > kNoTimeout && !ends_within(timeout))
+            C10_THROW_ERROR(DistBackendError,
+                            c10::str("wolong: ", NAMES[name_], " on rank ", member_->rank, " of ",
+                                     member_->ranks, " has not ended within the ", timeout.count(),
+                                     " ms of wait(timeout)"));
         for (Step& step : steps_) wolong_wait(step.operation());
         conclude();
         if (auto failure = exception()) std::rethrow_exception(failure);
@@ -80,6 +87,17 @@ class Work : public c10d::Work {
     uint64_t getSequencenumber() const override { return sequence_; }
 
    private:
+    bool ends_within(std::chrono::milliseconds timeout) {
+        auto end = std::chrono::steady_clock::now() + timeout;
+        for (Step& step : steps_)
+            while (wolong_test(step.operation()) == RUNNING) {
+                if (std::chrono::steady_clock::now() > end) return false;
+                timespec moment{0, 50'000};
+                nanosleep(&moment, nullptr);
+            }
+        return true;
+    }
+
     void conclude() {
         if (c10d::Work::isCompleted()) return;
         for (Step& step : steps_) {
