@@ -12,7 +12,15 @@ import torch
 import torch.distributed as dist
 
 from wolong_fx.comm import backend
-from wolong_fx.comm.rendezvous import Card, DescriptorServer, Offer, fetch_descriptor, find_obstacle
+from wolong_fx.comm.rendezvous import (
+    Card,
+    DescriptorServer,
+    Offer,
+    fetch_descriptor,
+    find_obstacle,
+    publish_card,
+    read_cards,
+)
 from wolong_fx.comm.settings import CommSettings
 from wolong_fx.errors import BadOptionValue, NoCompiler, TransportNotHere
 from wolong_fx.testing.ranks import ranks_of
@@ -37,6 +45,16 @@ def test_ranks_of_two_hosts_do_not():
 def test_a_rank_that_cannot_is_named():
     found = find_obstacle([card(), card(obstacle="no C++ compiler")])
     assert found == "rank 1 cannot share memory: no C++ compiler"
+
+
+def test_ranks_that_are_started_again_do_not_meet_the_dead(monkeypatch):
+    store = dist.HashStore()
+    for start in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", start)
+        publish_card(store, 0, card(obstacle=f"start {start}"))
+    assert read_cards(store, 1) == [card(obstacle="start 1")]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert read_cards(store, 1) == [card(obstacle="start 0")]
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,17 @@ class Card:
 
 def publish_card(store: Store, rank: int, card: Card) -> None:
     """Tell the others of this rank."""
-    store.set(f"wolong/{rank}", json.dumps(asdict(card)))
+    store.set(_key(rank), json.dumps(asdict(card)))
 
 
 def read_cards(store: Store, ranks: int) -> list[Card]:
     """The cards of all ranks, as soon as they are there; raises what the store raises at its timeout."""
-    return [_card(json.loads(store.get(f"wolong/{rank}"))) for rank in range(ranks)]
+    return [_card(json.loads(store.get(_key(rank)))) for rank in range(ranks)]
+
+
+def _key(rank: int) -> str:
+    """Of a card of this start: torchrun keeps its store, dead cards included, when it starts ranks again."""
+    return f"wolong/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{rank}"
 
 
 def _card(said: dict[str, Any]) -> Card:
